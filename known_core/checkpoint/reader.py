@@ -1,0 +1,180 @@
+"""A checkpoint on disk: one safetensors file or sharded ones with an index, every header checked before use."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from known_core.checkpoint.header import Header, TensorInfo, read_header
+from known_core.checkpoint.source import FileSource, FolderSource, Source
+from known_core.errors import KnownError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(source: Source) -> list[str]:
+    """The safetensors files that make up the model, checked against the index where there is one.
+
+    Raises:
+        KnownError: ``weights_missing``, ``unsafe_format``, ``index_invalid``, ``shard_path_invalid``.
+    """
+    names = source.names()
+    if INDEX in names:
+        return _indexed_files(source, names)
+    files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if WEIGHTS in files:
+        return [WEIGHTS]
+    if len(files) == 1:
+        return files
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5"))]
+    if pickles and not files:
+        raise KnownError(
+            "unsafe_format",
+            f"the weights are in {pickles[0]}, a format that can run code",
+            "Convert to safetensors: model.save_pretrained(folder) writes it.",
+        )
+    raise KnownError(
+        "weights_missing",
+        f"found {len(files)} safetensors files and no {WEIGHTS} or {INDEX}",
+        f"Name the weights {WEIGHTS}, or add the index of the shards.",
+    )
+
+
+def _indexed_files(source: Source, names: list[str]) -> list[str]:
+    hint = "Write the checkpoint again with save_pretrained."
+    try:
+        with source.open(INDEX) as stream:
+            index = json.loads(stream.read())
+        files = sorted(set(index["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise KnownError("index_invalid", f"{INDEX} has no readable weight_map", hint) from error
+    for file in files:
+        if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            raise KnownError("shard_path_invalid", f"{INDEX} names the shard {str(file)[:120]!r}", hint)
+        if file not in names:
+            raise KnownError("weights_missing", f"{INDEX} names {file}, which is not there", hint)
+    return files
+
+
+def read_headers(source: Source) -> dict[str, Header]:
+    """The checked header of every weight file, by file name.
+
+    Raises:
+        KnownError: what :func:`weight_files` and :func:`~known_core.checkpoint.header.read_header` raise, and
+            ``duplicate_tensor`` when two shards hold the same name.
+    """
+    headers: dict[str, Header] = {}
+    owner: dict[str, str] = {}
+    for file in weight_files(source):
+        with source.open(file) as stream:
+            headers[file] = read_header(stream, source.size(file), file)
+        for name in headers[file].tensors:
+            if name in owner:
+                raise KnownError(
+                    "duplicate_tensor", f"{name!r} is in {owner[name]} and in {file}", "Write the shards again."
+                )
+            owner[name] = file
+    return headers
+
+
+def wrapper_prefix(names: Iterable[str]) -> str:
+    """What DistributedDataParallel and torch.compile put before every name: "", "module.", "_orig_mod.module.", …"""
+    prefix = ""
+    rest = list(names)
+    while rest:
+        for wrapper in ("module.", "_orig_mod."):
+            if all(name.startswith(wrapper) for name in rest):
+                prefix += wrapper
+                rest = [name.removeprefix(wrapper) for name in rest]
+                break
+        else:
+            break
+    return prefix
+
+
+@dataclass
+class Checkpoint:
+    """A safetensors checkpoint, read tensor by tensor.
+
+    Tensors go by their logical names: a ``module.`` or ``_orig_mod.`` that stands before every name (left there by
+    DistributedDataParallel and torch.compile) is taken off. Headers keep the stored names.
+
+    Args:
+        path: a folder, or a single safetensors file.
+    """
+
+    path: Path
+    headers: dict[str, Header] = field(init=False)
+    tensors: dict[str, TensorInfo] = field(init=False)
+    prefix: str = field(init=False)
+    _file_of: dict[str, str] = field(init=False, repr=False)
+    _open: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            raise KnownError("weights_missing", f"there is no checkpoint at {self.path}", "Check the path.")
+        source = FolderSource(self.path) if self.path.is_dir() else FileSource(self.path, WEIGHTS)
+        self.headers = read_headers(source)
+        stored = {name: file for file, header in self.headers.items() for name in header.tensors}
+        self.prefix = wrapper_prefix(stored)
+        self.tensors = {self.logical_name(name): self.headers[file].tensors[name] for name, file in stored.items()}
+        self._file_of = {self.logical_name(name): file for name, file in stored.items()}
+
+    def logical_name(self, stored: str) -> str:
+        return stored.removeprefix(self.prefix)
+
+    def file_path(self, file: str) -> Path:
+        return self.path / file if self.path.is_dir() else self.path
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in its own dtype."""
+        file = self._file_of[name]
+        if file not in self._open:
+            self._open[file] = safe_open(self.file_path(file), framework="pt")
+        tensor: Tensor = self._open[file].get_tensor(self.prefix + name)
+        return tensor
+
+    def check_finite(self) -> None:
+        """Raises: KnownError ``nonfinite_weights`` naming the first tensor with a NaN or an infinity."""
+        for name in self.tensors:
+            tensor = self.read(name)
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise KnownError(
+                    "nonfinite_weights",
+                    f"{name!r} holds NaN or infinite values",
+                    "Start from a checkpoint whose training did not diverge.",
+                )
+
+
+def check_same_tensors(states: Sequence[Checkpoint], labels: Sequence[str]) -> None:
+    """Check that every state has the first one's names and shapes; all differences in one error.
+
+    Raises:
+        KnownError: ``states_mismatch``.
+    """
+    first = states[0].shapes
+    problems: list[str] = []
+    for state, label in zip(states[1:], labels[1:], strict=True):
+        shapes = state.shapes
+        problems += [f"{label} lacks {name}" for name in first.keys() - shapes.keys()]
+        problems += [f"{label} adds {name}" for name in shapes.keys() - first.keys()]
+        problems += [
+            f"{name} is {list(shapes[name])} in {label}, {list(shape)} in {labels[0]}"
+            for name, shape in first.items()
+            if name in shapes and shapes[name] != shape
+        ]
+    if problems:
+        listed = "; ".join(sorted(problems)[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise KnownError(
+            "states_mismatch", f"the states are not of one model: {listed}", "Give states of one training run."
+        )

@@ -1,0 +1,31 @@
+"""One base exception for everything a user can put right."""
+
+
+class KnownError(Exception):
+    """An input or a run that cannot go on, said so that its user can act.
+
+    Args:
+        code: stable identifier for programs, for example ``header_truncated``.
+        message: what is wrong, with the offending value.
+        hint: what to do about it.
+        pointer: JSON pointer (RFC 6901) into the request to the field at fault, where there is one.
+        retryable: whether the same request may succeed later.
+    """
+
+    def __init__(
+        self, code: str, message: str, hint: str = "", *, pointer: str | None = None, retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.pointer = pointer
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code}). {self.hint}".rstrip()
+
+    def at(self, pointer: str) -> "KnownError":
+        """The same error, pointing at a field of the request."""
+        self.pointer = self.pointer or pointer
+        return self

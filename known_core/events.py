@@ -1,0 +1,42 @@
+"""What a running job says of itself: a stream of small events, each a JSON object."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+Emit = Callable[[dict[str, Any]], None]
+_INTERVAL_S = 0.5  # between two progress events of one phase
+
+
+class Reporter:
+    """Turns steps into ``phase`` and ``progress`` events, with an estimate of the time left.
+
+    Args:
+        emit: takes each event: ``{"type": "phase"|"progress"|"metric"|"status", ...}``.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+        self.seconds: dict[str, float] = {}
+        self._phase = ""
+        self._begun = self._last = time.monotonic()
+
+    def phase(self, name: str, detail: str = "") -> None:
+        """A phase begins; the one before it has ended."""
+        self._phase, self._begun, self._last = name, time.monotonic(), 0.0
+        self.emit({"type": "phase", "phase": name, "detail": detail})
+
+    def step(self, step: int, total: int) -> None:
+        """``step`` of ``total`` steps of this phase are done."""
+        now = time.monotonic()
+        if step < total and now - self._last < _INTERVAL_S:
+            return
+        self._last = now
+        eta_s = (now - self._begun) / step * (total - step) if step else None
+        self.emit({
+            "type": "progress", "phase": self._phase, "step": step, "total": total,
+            "eta_seconds": None if eta_s is None else round(eta_s, 1),
+        })  # fmt: skip
+
+    def metric(self, name: str, value: float, **labels: Any) -> None:
+        self.emit({"type": "metric", "name": name, "value": value, "phase": self._phase, **labels})

@@ -1,0 +1,45 @@
+"""Structured forgetting: nested, shrinking subsets (paper, section 3.1)."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from known_core.errors import KnownError
+
+Indices = NDArray[np.int64]
+
+
+def nested_subsets(labels: NDArray[np.int64], rate: float, states: int, seed: int) -> list[Indices]:
+    """D_0 ⊃ D_1 ⊃ … as sorted index lists, stratified by class.
+
+    Args:
+        labels: (N,) int64 class of each example of D_0.
+        rate: r; |D_s| is r^s N to within one example a class.
+        states: S, so D_0 .. D_(S-1).
+        seed: of the order in which each class forgets its examples.
+
+    Returns:
+        ``states`` arrays; the first is all of D_0. Every class keeps at least one example.
+
+    Raises:
+        KnownError: ``dataset_unusable`` when D_0 is so small that the last subset would equal the one before it.
+    """
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    subsets = [
+        np.sort(np.concatenate([order[: max(1, round(len(order) * rate**stage))] for order in orders]))
+        for stage in range(states)
+    ]
+    if len(subsets[-1]) >= len(subsets[-2]):
+        raise KnownError(
+            "dataset_unusable",
+            f"{len(labels)} examples in {len(orders)} classes are too few for {states} nested subsets at rate {rate}",
+            f"Give at least {round(3 / rate ** (states - 1))} examples a class, or raise the rate.",
+        )
+    return subsets
+
+
+def subset_hash(indices: Indices) -> str:
+    """Hex sha256 of the indices as little-endian int64."""
+    return hashlib.sha256(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()

@@ -1,0 +1,168 @@
+"""KNOWN, the hyper-model: five values of one weight in, the value one step back out.
+
+Source: Jang, Kim, Kim, "Learning from Oblivion", CVPR 2026, arXiv 2508.05059, section 4. Three separate networks of
+9,425 parameters each predict convolution kernels, matrices and biases.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, relu
+
+from known_core.errors import KnownError
+from known_core.files import atomic_path
+from known_core.kinds import Kind
+
+STATES = 5  # states a window holds
+_EXPONENT_LIMIT = 60.0  # exp(60) is 1e26: far past the tanh's saturation, far below float32's overflow
+_FORMAT = "known-hypermodel-1"
+
+
+class Stream(nn.Module):
+    """One of KNOWN's two streams: ``width`` inputs to 32 features, through a gated exponential block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 64)
+        self.squeeze = nn.Linear(64, 8)
+        self.additive = nn.Linear(8, 64)
+        self.multiplier = nn.Linear(8, 64)
+        self.exponent = nn.Linear(8, 64)
+        self.features = nn.Linear(64, 32)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Args: values: (N, width) float. Returns: (N, 32)."""
+        h = self.expand(values)
+        z = relu(self.squeeze(h))
+        exponent = (self.exponent(z) * h).clamp(max=_EXPONENT_LIMIT)
+        h = self.additive(z) + self.multiplier(z) * torch.exp(exponent)
+        return leaky_relu(self.features(h), negative_slope=0.3)
+
+
+class KnownNetwork(nn.Module):
+    """The network for one kind of tensor: 9,425 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = Stream(STATES)
+        self.differences = Stream(STATES - 1)
+        self.head = nn.Linear(64, 1)
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Args: history: (N, 5) float, most forgotten state first, Θ_0 last. Returns: (N,) residual in (-1, 1)."""
+        features = torch.cat([self.values(history), self.differences(history.diff(dim=1))], dim=1)
+        return torch.tanh(self.head(features)).squeeze(1)
+
+
+class Known(nn.Module):
+    """The set {conv, fc, bias} of KNOWN networks.
+
+    ``metadata`` travels with the file: the name, how it was trained, and whatever its card needs.
+    """
+
+    def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({kind: KnownNetwork() for kind in get_args(Kind)})
+        self.metadata = dict(metadata or {})
+
+    def residual(self, kind: Kind, history: Tensor) -> Tensor:
+        """How far one step back lies from Θ_0.
+
+        Args:
+            kind: "conv", "fc" or "bias".
+            history: (N, 5) float32 on the hyper-model's device, ordered from the most forgotten state to Θ_0.
+
+        Returns:
+            (N,) float32; the prediction is ``history[:, -1] + residual``.
+
+        Raises:
+            KnownError: ``history_shape`` when history is not (N, 5).
+        """
+        if history.ndim != 2 or history.shape[1] != STATES:
+            raise KnownError(
+                "history_shape",
+                f"history has shape {tuple(history.shape)}; KNOWN reads (N, {STATES})",
+                f"Stack the {STATES} states of each weight along the last axis, most forgotten first.",
+            )
+        residual: Tensor = self.networks[kind](history)
+        return residual
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, atomically."""
+        with atomic_path(path) as temporary:
+            save_file(self.state_dict(), temporary, metadata={**self.metadata, "format": "pt", "known": _FORMAT})
+
+    @classmethod
+    def load(cls, path: Path) -> "Known":
+        """Read a hyper-model written by :meth:`save`.
+
+        Raises:
+            KnownError: ``hypermodel_invalid`` when the file is missing or is not a hyper-model.
+        """
+        hint = "Give a .safetensors file written by `known metatrain fit` or Known.save."
+        if not path.is_file():
+            raise KnownError("hypermodel_invalid", f"there is no hyper-model file at {path}", hint)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if metadata.get("known") != _FORMAT:
+                raise KnownError("hypermodel_invalid", f"{path} is safetensors, but not a KNOWN hyper-model", hint)
+            known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
+            known.load_state_dict(tensors)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise KnownError("hypermodel_invalid", f"{path} cannot be read as a hyper-model: {error}", hint) from error
+        return known.eval()
+
+    @classmethod
+    def from_keras(cls, paths: Mapping[Kind, Path]) -> "Known":
+        """Import the authors' three .h5 files (needs the ``keras`` extra: h5py).
+
+        Args:
+            paths: the file for each of "conv", "fc" and "bias".
+
+        Raises:
+            KnownError: ``hypermodel_invalid`` when a kind is missing or a file has other layers.
+        """
+        try:
+            import h5py
+        except ModuleNotFoundError as error:
+            raise KnownError("extra_missing", "h5py is not installed", "pip install 'known[keras]'") from error
+        if set(paths) != set(get_args(Kind)):
+            raise KnownError(
+                "hypermodel_invalid", f"paths has {sorted(paths)}", f"Give one file for each of {get_args(Kind)}."
+            )
+        known = cls({"name": "keras-import"})
+        for kind, path in paths.items():
+            network = known.networks[kind]
+            assert isinstance(network, KnownNetwork)
+            try:
+                with h5py.File(path, "r") as file, torch.no_grad():
+                    for index, layer in enumerate(_keras_order(network)):
+                        name = "dense" if index == 0 else f"dense_{index}"
+                        group = file[name][name]
+                        layer.weight.copy_(torch.from_numpy(group["kernel:0"][()].T.copy()))
+                        layer.bias.copy_(torch.from_numpy(group["bias:0"][()]))
+            except (OSError, KeyError, RuntimeError) as error:
+                raise KnownError(
+                    "hypermodel_invalid", f"{path} is not one of the authors' KNOWN files: {error}",
+                    "Give KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5 as the authors released them.",
+                ) from error  # fmt: skip
+        return known.eval()
+
+
+def _keras_order(network: KnownNetwork) -> list[nn.Linear]:
+    """The layers in the order Keras numbered them: dense .. dense_12."""
+    streams = (network.values, network.differences)
+    return [
+        layer
+        for stream in streams
+        for layer in (
+            stream.expand, stream.squeeze, stream.additive, stream.multiplier, stream.exponent, stream.features,
+        )
+    ] + [network.head]  # fmt: skip

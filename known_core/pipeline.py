@@ -1,0 +1,283 @@
+"""The whole job as phases with events: resumable, and ignorant of HTTP, Celery and Redis.
+
+    downloading -> evaluating_before -> forgetting (k of n) -> nowcasting
+                -> calibrating -> evaluating_after -> packaging
+
+Each phase's output is kept under a hash of its inputs (:mod:`known_core.stages`), so a job that is killed and run again
+goes on where it was, and on a CPU ends with the same bytes.
+"""
+
+import errno
+import tempfile
+import time
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from known_core import evaluation
+from known_core.calibration import has_batch_norm, recalibrate
+from known_core.checkpoint import Checkpoint, TensorWriter
+from known_core.errors import KnownError
+from known_core.events import Emit, Reporter
+from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, write_json
+from known_core.forgetting import nested_subsets, subset_hash
+from known_core.hypermodel import Known
+from known_core.hypermodels import hypermodel_path
+from known_core.manifest import write_manifest
+from known_core.nowcast import nowcast
+from known_core.report import build_report, render_markdown
+from known_core.spec import JobSpec, candidate_names
+from known_core.stages import Stages
+from known_core.tasks import TASKS
+from known_core.tasks.base import OpenTask, Scores
+from known_core.training import default_device, fine_tune
+
+
+def inspect(spec: JobSpec) -> dict[str, Any]:
+    """Check a job's inputs without unpacking them; what was understood of them.
+
+    Raises:
+        KnownError: the first thing that makes the job impossible, pointing at the request's field.
+    """
+    hypermodel_path(spec.nowcast.hypermodel)
+    names = candidate_names(spec.forgetting.rate, spec.nowcast.recurrences)
+    if spec.evaluation.select not in ("best", *names):
+        raise KnownError(
+            "candidate_unknown",
+            f"select is {spec.evaluation.select!r}; this job makes {names}",
+            'Name one of them, or "best".',
+        ).at("/evaluation/select")
+    return TASKS[spec.task].inspect(spec)
+
+
+def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
+    """Run a job, or the rest of it.
+
+    Args:
+        spec: what to do.
+        folder: the job's own; ``work`` and ``artifacts`` are made below it.
+        emit: takes each event.
+
+    Returns:
+        The artifacts folder: every candidate, report.json, report.md and manifest.json.
+
+    Raises:
+        KnownError: what the inputs or the training did wrong.
+    """
+    summary = inspect(spec)
+    emit({"type": "status", "status": "running"})
+    try:
+        return _Run(spec, folder, Reporter(emit), summary).run()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise KnownError(
+            "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",
+            retryable=True,
+        ) from error  # fmt: skip
+
+
+class _Run:
+    def __init__(self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any]) -> None:
+        self._spec, self._folder, self._reporter, self._summary = spec, folder, reporter, summary
+        self._stages = Stages(folder / "work")
+        self._device = default_device()
+        self._names = candidate_names(spec.forgetting.rate, spec.nowcast.recurrences)
+        self._hypermodel = hypermodel_path(spec.nowcast.hypermodel)
+
+    def run(self) -> Path:
+        artifacts = self._folder / "artifacts"
+        if (artifacts / "manifest.json").is_file():
+            return artifacts
+        inputs = self._download()
+        task = TASKS[self._spec.task].open(self._spec, inputs, self._folder / "cache")
+        original = Checkpoint(inputs / "model")
+        original.check_finite()
+        before = self._evaluate(task, {evaluation.UNCHANGED: original}, "evaluating_before")
+        states = self._forget(task, original, inputs)
+        predicted = self._nowcast(states)
+        candidates = self._calibrate(task, predicted)
+        after = self._evaluate(task, candidates, "evaluating_after")
+        self._package(task, {evaluation.UNCHANGED: original, **candidates}, before | after, artifacts)
+        return artifacts
+
+    def _download(self) -> Path:
+        self._reporter.phase("downloading")
+        self._sources = {
+            name: sha256_file(path)
+            for name, path in (
+                ("model", self._spec.model), ("dataset", self._spec.dataset), ("downstream", self._spec.downstream)
+            )
+            if path is not None and path.is_file()
+        }  # fmt: skip
+        inputs: dict[str, Any] = {"sources": self._sources, "config": self._spec.config}
+        if any(path.is_dir() for path in (self._spec.model, self._spec.dataset)):
+            inputs["paths"] = [str(self._spec.model), str(self._spec.dataset), str(self._spec.downstream)]
+        return self._stages.run("inputs", inputs, lambda out: TASKS[self._spec.task].unpack(self._spec, out))
+
+    def _evaluate(self, task: OpenTask, candidates: dict[str, Checkpoint], phase: str) -> dict[str, Path]:
+        self._reporter.phase(phase)
+        settings = self._spec.evaluation
+        total = len(candidates) * evaluation.probe_runs(settings)
+        done = 0
+
+        def on_run() -> None:
+            nonlocal done
+            done += 1
+            self._reporter.step(done, total)
+
+        results = {}
+        for index, (name, checkpoint) in enumerate(candidates.items()):
+
+            def work(out: Path, checkpoint: Checkpoint = checkpoint) -> None:
+                scores = task.score(task.load(checkpoint), task.evaluation.items, self._device)
+                probe = evaluation.transfer_probe(
+                    task, checkpoint, settings, self._spec.forgetting.seed, self._device, on_run
+                )
+                write_json(out / "scores.json", {"correct": scores.correct.tolist(), "loss": scores.loss.tolist()})
+                write_json(out / "probe.json", vars(probe))
+
+            inputs = {
+                "candidate": checkpoint.path.parent.name,
+                "settings": settings.model_dump(mode="json", exclude={"select"}),
+                "seed": self._spec.forgetting.seed,
+            }
+            results[name] = self._stages.run(f"evaluation-{name}", inputs, work)
+            done = (index + 1) * evaluation.probe_runs(settings)
+            accuracy = _read_scores(results[name]).correct.mean()
+            self._reporter.metric("accuracy", float(accuracy), candidate=name)
+        return results
+
+    def _forget(self, task: OpenTask, original: Checkpoint, inputs: Path) -> list[Checkpoint]:
+        settings = self._spec.forgetting
+        self._subsets = nested_subsets(task.d0.labels, settings.rate, settings.states, settings.seed)
+        self._state_accuracy: list[float] = []
+        states = [original]
+        previous = inputs.name
+        for stage in range(1, settings.states):
+            self._reporter.phase("forgetting", f"{stage} of {settings.states - 1}")
+            subset = self._subsets[stage]
+
+            def work(out: Path, start: Checkpoint = states[-1], stage: int = stage) -> None:
+                model = task.load(start)
+                loss = fine_tune(
+                    model,
+                    torch.utils.data.Subset(task.d0.items, self._subsets[stage].tolist()),
+                    epochs=settings.epochs_per_stage,
+                    learning_rate=settings.learning_rate,
+                    batch_size=settings.batch_size,
+                    seed=settings.seed + stage,
+                    device=self._device,
+                    on_step=self._reporter.step,
+                )
+                task.save(model.cpu(), out / "state")
+                scores = task.score(model, task.evaluation.items, self._device)
+                write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
+
+            folder = self._stages.run(
+                f"forgetting-{stage}",
+                {"start": previous, "subset": subset_hash(subset), "settings": settings.model_dump(mode="json")},
+                work,
+            )
+            previous = folder.name
+            metrics = read_json(folder / "metrics.json")
+            self._reporter.metric("accuracy", metrics["accuracy"], state=stage)
+            self._state_accuracy.append(metrics["accuracy"])
+            states.append(Checkpoint(folder / "state"))
+        return states
+
+    def _nowcast(self, states: list[Checkpoint]) -> Path:
+        self._reporter.phase("nowcasting")
+        known = Known.load(self._hypermodel).to(self._device)
+
+        def work(out: Path) -> None:
+            outputs = [out / name for name in self._names]
+            counts = nowcast(states, known, outputs, on_bytes=self._reporter.step)
+            write_json(out / "counts.json", counts)
+
+        inputs = {"states": [state.path.parent.name for state in states], "hypermodel": sha256_file(self._hypermodel),
+                  "names": self._names}  # fmt: skip
+        return self._stages.run("nowcast", inputs, work)
+
+    def _calibrate(self, task: OpenTask, predicted: Path) -> dict[str, Checkpoint]:
+        self._reporter.phase("calibrating")
+        self._weights_predicted = read_json(predicted / "counts.json")
+
+        def work(out: Path) -> None:
+            for index, name in enumerate(self._names):
+                checkpoint = Checkpoint(predicted / name)
+                model = task.load(checkpoint).to(self._device)
+                if has_batch_norm(model):
+                    recalibrate(model, task.inputs(self._device))
+                    _write_with_statistics(checkpoint, model.cpu(), task, out / name)
+                else:
+                    _link_tree(checkpoint.path, out / name)
+                self._reporter.step(index + 1, len(self._names))
+
+        folder = self._stages.run("calibration", {"predicted": predicted.name}, work)
+        return {name: Checkpoint(folder / name) for name in self._names}
+
+    def _package(
+        self, task: OpenTask, candidates: dict[str, Checkpoint], results: dict[str, Path], artifacts: Path
+    ) -> None:
+        self._reporter.phase("packaging")
+        begun = time.monotonic()
+        probes = {name: evaluation.ProbeResult(**read_json(folder / "probe.json")) for name, folder in results.items()}
+        scores = {name: _read_scores(folder) for name, folder in results.items()}
+        report = build_report(
+            self._spec,
+            inputs=self._summary | task.summary(),
+            hypermodel={"name": self._hypermodel.stem, "sha256": sha256_file(self._hypermodel)},
+            weights_predicted=self._weights_predicted,
+            forgetting_accuracy=[float(scores[evaluation.UNCHANGED].correct.mean()), *self._state_accuracy],
+            scores=scores,
+            probes=probes,
+        )
+        with atomic_folder(artifacts) as temporary:
+            for name, checkpoint in candidates.items():
+                _link_tree(checkpoint.path, temporary / name)
+            write_json(temporary / "report.json", report)
+            (temporary / "report.md").write_text(render_markdown(report), encoding="utf-8")
+            write_manifest(
+                temporary,
+                {
+                    "spec": self._spec.model_dump(mode="json", exclude={"model", "dataset", "downstream"}),
+                    "inputs_sha256": self._sources,
+                    "hypermodel": report["hypermodel"],
+                    "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
+                    "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
+                    "device": str(self._device),
+                },
+            )
+
+
+def _read_scores(folder: Path) -> Scores:
+    scores = read_json(folder / "scores.json")
+    return Scores(np.array(scores["correct"]), np.array(scores["loss"]))
+
+
+def _write_with_statistics(checkpoint: Checkpoint, model: nn.Module, task: OpenTask, target: Path) -> None:
+    """The checkpoint with the running statistics of ``model``; every other byte as it was."""
+    _link_tree(checkpoint.path, target, without=checkpoint.headers)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        task.save(model, Path(folder))
+        measured = Checkpoint(Path(folder))
+        for file, header in checkpoint.headers.items():
+            with TensorWriter(target / file, header) as writer:
+                for stored in header.tensors:
+                    name = checkpoint.logical_name(stored)
+                    tensor = checkpoint.read(name)
+                    if name.endswith(("running_mean", "running_var")):
+                        tensor = measured.read(name).to(tensor.dtype)
+                    writer.write(stored, tensor)
+
+
+def _link_tree(source: Path, target: Path, without: Container[str] = ()) -> None:
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source).as_posix()
+        if file.is_file() and name not in without:
+            link_or_copy(file, target / name)

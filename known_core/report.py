@@ -1,0 +1,93 @@
+"""The before/after report, as data and as words. It holds no times and no paths: the same run gives the same bytes."""
+
+from typing import Any
+
+import numpy as np
+
+from known_core.evaluation import UNCHANGED, ProbeResult, compare, comparison, conclusion, select
+from known_core.spec import JobSpec
+from known_core.statistics import paired_interval
+from known_core.tasks.base import Scores
+
+
+def build_report(
+    spec: JobSpec,
+    *,
+    inputs: dict[str, Any],
+    hypermodel: dict[str, str],
+    weights_predicted: dict[str, int],
+    forgetting_accuracy: list[float],
+    scores: dict[str, Scores],
+    probes: dict[str, ProbeResult],
+) -> dict[str, Any]:
+    """Everything the job found.
+
+    Args:
+        inputs: what was understood of model and data.
+        hypermodel: its name and sha256.
+        weights_predicted: weights by kind, and those carried over.
+        forgetting_accuracy: D_0's own task at Θ_0, Θ_1, ….
+        scores: per-example results on D_0's own task, for ``unchanged`` and every candidate.
+        probes: downstream accuracy over seeds, likewise.
+    """
+    gains = compare({name: probe.accuracy for name, probe in probes.items()})
+    selected = select(gains, spec.evaluation.select)
+    before = scores[UNCHANGED]
+    return {
+        "conclusion": conclusion(gains, selected, spec.evaluation.select),
+        "selected": selected,
+        "inputs": inputs,
+        "hypermodel": hypermodel,
+        "weights_predicted": weights_predicted,
+        "settings": spec.model_dump(mode="json", include={"task", "forgetting", "nowcast", "evaluation"}),
+        "transfer": comparison(probes, gains),
+        "own_task": {
+            name: {
+                "accuracy": float(score.correct.mean()),
+                "loss": float(score.loss.mean()),
+                "difference": paired_interval(score.correct, before.correct).as_dict() if name != UNCHANGED else None,
+            }
+            for name, score in scores.items()
+        },
+        "forgetting_accuracy": forgetting_accuracy,
+        "notes": _notes(inputs, len(gains), spec.evaluation.seeds),
+    }
+
+
+def _notes(inputs: dict[str, Any], candidates: int, seeds: int) -> list[str]:
+    notes = [
+        f"Intervals are Student's t over {seeds} paired fine-tuning seeds, 95%, not corrected for comparing "
+        f"{candidates} candidates.",
+        "The selection uses the same seeds that report it, so the selected gain is optimistic.",
+    ]
+    if inputs["evaluation_source"] != "test split":
+        notes.append(
+            "The data set has no test split: the examples held out for evaluation may have been among those the given "
+            "weights were trained on, which flatters the weights before. Give a test split for a fair figure."
+        )
+    return notes
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown: the words first, then the figures."""
+    lines = ["# Before and after", "", report["conclusion"], "", "## Transfer probe (downstream accuracy, %)", ""]
+    lines += ["| candidate | mean | gain over unchanged, points [95%] | learning rate |", "|---|---|---|---|"]
+    for name, row in report["transfer"].items():
+        lines.append(f"| {name} | {100 * row['mean']:.2f} | {_interval(row['gain'])} | {row['learning_rate']:g} |")
+    lines += ["", "## D_0's own task (accuracy as predicted, %)", ""]
+    lines += ["| candidate | accuracy | difference, points [95%] | loss |", "|---|---|---|---|"]
+    for name, row in report["own_task"].items():
+        lines.append(f"| {name} | {100 * row['accuracy']:.2f} | {_interval(row['difference'])} | {row['loss']:.4f} |")
+    curve = " → ".join(f"{100 * value:.1f}" for value in report["forgetting_accuracy"])
+    lines += ["", f"Forgetting curve (accuracy of Θ_0, Θ_1, …, %): {curve}", ""]
+    counts = report["weights_predicted"]
+    lines += [f"Hyper-model {report['hypermodel']['name']}; weights predicted: "
+              + ", ".join(f"{kind} {int(np.int64(count)):,}" for kind, count in counts.items()) + ".", ""]  # fmt: skip
+    lines += ["## Notes", "", *(f"- {note}" for note in report["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value['mean']:+.2f} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"

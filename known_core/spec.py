@@ -1,0 +1,69 @@
+"""What a job asks for: the settings of each part, typed and bounded. Shared by the library, the CLI and the API."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Rate = Annotated[float, Field(ge=0.1, le=0.95, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Settings(BaseModel):
+    """Base of every part of a request: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ForgettingSettings(Settings):
+    """How the trajectory is made (paper, section 3)."""
+
+    rate: Rate = Field(0.5, description="r: each subset holds this share of the one before it")
+    states: Literal[5] = Field(5, description="S: states a window holds; KNOWN reads five")
+    epochs_per_stage: int = Field(1, ge=1, le=1000, description="passes over each stage's subset")
+    learning_rate: LearningRate = Field(1e-4, description="AdamW, constant over a stage, no weight decay")
+    batch_size: int = Field(64, ge=1, le=65536, description="examples a step")
+    seed: Seed = Field(0, description="of the nested subsets and of the order of examples")
+
+
+class NowcastSettings(Settings):
+    """How the trajectory is read."""
+
+    hypermodel: str | None = Field(None, description="name of a hyper-model; null is the server's own")
+    recurrences: int = Field(3, ge=1, le=4, description="steps back; with rate 0.5: x2, x4, x8, x16")
+
+
+class EvaluationSettings(Settings):
+    """How before and after are compared."""
+
+    holdout: float = Field(0.1, ge=0.01, le=0.5, allow_inf_nan=False, description="share of the data set kept for "
+                           "evaluation where it has no test split of its own")  # fmt: skip
+    select: str = Field("best", pattern=r"^(best|x[0-9.]+)$", description='"best", or the candidate to deliver')
+    seeds: int = Field(3, ge=3, le=50, description="fine-tuning runs of the transfer probe for each candidate")
+    probe_examples: int = Field(200, ge=10, le=100_000, description="labelled examples the probe fine-tunes on")
+    probe_epochs: int = Field(15, ge=1, le=1000, description="passes over them")
+    probe_learning_rates: tuple[LearningRate, ...] = Field(
+        (1e-3, 3e-3), min_length=1, max_length=5, description="grid; each candidate takes its own best on validation"
+    )
+
+
+class JobSpec(Settings):
+    """One job, complete: what :func:`known_core.pipeline.run` does.
+
+    Paths are folders, zips or single files as docs/guide.md describes them.
+    """
+
+    model: Path
+    config: dict[str, Any] | None = None
+    dataset: Path
+    downstream: Path | None = None
+    task: Literal["image-classification"] = "image-classification"
+    forgetting: ForgettingSettings = ForgettingSettings()
+    nowcast: NowcastSettings = NowcastSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+def candidate_names(rate: float, recurrences: int) -> list[str]:
+    """The name of each prediction by the data it stands for: x2, x4, x8 with rate 0.5."""
+    return [f"x{(1 / rate) ** step:.3g}" for step in range(1, recurrences + 1)]

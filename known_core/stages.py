@@ -1,0 +1,40 @@
+"""Resumable stages: each one's output is a folder keyed by the hash of its inputs."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from known_core.files import atomic_folder, canonical_json, read_json, sha256_bytes, write_json
+
+_RECORD = "stage.json"
+
+
+class Stages:
+    """Runs stages once. A stage whose output is there is not run again, whoever ran it.
+
+    Args:
+        root: the folder that holds the outputs.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.seconds: dict[str, float] = {}  # wall time of each stage, from the run that finished it
+
+    def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+        """The folder with the stage's output, made by ``work`` where it is not there yet.
+
+        Args:
+            name: of the stage; unique in the job.
+            inputs: everything the output depends on, as JSON values; paths of earlier stages by their folder name.
+            work: fills an empty folder, which then takes its name in one step.
+        """
+        key = sha256_bytes(canonical_json({"stage": name, **inputs}))[:16]
+        folder = self._root / f"{name}-{key}"
+        if not folder.is_dir():
+            begun = time.monotonic()
+            with atomic_folder(folder) as temporary:
+                work(temporary)
+                write_json(temporary / _RECORD, {"seconds": time.monotonic() - begun, "inputs": inputs})
+        self.seconds[name] = read_json(folder / _RECORD)["seconds"]
+        return folder

@@ -1,0 +1,90 @@
+"""Small registered architectures, for plain state dicts: a config.json names one and its arguments.
+
+{"architecture": "small-cnn", "num_classes": 10, "in_chans": 1, "img_size": 28}
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from known_core.errors import KnownError
+
+
+class SmallCNN(nn.Module):
+    """Three convolution blocks and two linear layers, with or without batch normalisation.
+
+    Args:
+        num_classes: outputs.
+        in_chans: 1 (grey) or 3 (RGB).
+        img_size: side of the square input, pixels; at least 8.
+        width: channels of the first block; the others have twice and four times as many.
+        norm: "batch" or "none".
+    """
+
+    def __init__(
+        self, num_classes: int, in_chans: int = 3, img_size: int = 32, width: int = 16, norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        if norm not in ("batch", "none"):
+            raise ValueError(f"norm is {norm!r}; it must be 'batch' or 'none'")
+        channels = [in_chans, width, 2 * width, 4 * width]
+        self.features = nn.Sequential(
+            *(_block(channels[i], channels[i + 1], norm == "batch") for i in range(3)), nn.AdaptiveAvgPool2d(2)
+        )
+        self.hidden = nn.Linear(16 * width, 8 * width)
+        self.head = nn.Linear(8 * width, num_classes)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Args: pixel_values: (N, C, H, W). labels: (N,) int64. Returns: logits (N, classes), and loss with labels."""
+        logits = self.head(torch.relu(self.hidden(self.features(pixel_values).flatten(1))))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": cross_entropy(logits, labels), "logits": logits}
+
+
+def _block(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
+    norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), *norm, nn.ReLU(), nn.MaxPool2d(2))
+
+
+REGISTERED: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN}
+_BOUNDS = {"num_classes": (2, 100_000), "in_chans": (1, 3), "img_size": (8, 1024), "width": (1, 1024)}
+NOT_ARGUMENTS = ("architecture", "label_names", "mean", "std")  # config fields that describe data or labels
+
+
+def build_registered(config: dict[str, Any]) -> nn.Module:
+    """The module a config names; its weights are random.
+
+    Raises:
+        KnownError: ``unsupported_architecture``, ``config_invalid``, ``model_too_large``.
+    """
+    name = config["architecture"]
+    if name not in REGISTERED:
+        raise KnownError(
+            "unsupported_architecture",
+            f"architecture {str(name)[:80]!r} is not registered",
+            f"Registered: {sorted(REGISTERED)}. Any transformers image-classification model is taken as a folder.",
+        )
+    arguments = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
+    accepted = inspect.signature(REGISTERED[name]).parameters
+    for key, value in arguments.items():
+        if key not in accepted:
+            raise KnownError(
+                "config_invalid", f"{name} has no argument {key[:80]!r}", f"Its arguments: {sorted(accepted)}."
+            )
+        if key in _BOUNDS:
+            low, high = _BOUNDS[key]
+            if type(value) is not int or not low <= value <= high:
+                raise KnownError(
+                    "config_invalid",
+                    f"{key} is {str(value)[:80]!r} in the config",
+                    f"Give an integer from {low} to {high}.",
+                )
+    try:
+        return REGISTERED[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise KnownError("config_invalid", f"{name} cannot be built: {error}", "Correct config.json.") from error

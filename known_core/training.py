@@ -1,0 +1,118 @@
+"""One stage of fine-tuning, on transformers' Trainer."""
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from known_core.errors import KnownError
+
+Progress = Callable[[int, int], None]  # steps done, steps in all
+LrSchedule = str
+
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class _FiniteTrainer(Trainer):
+    """A Trainer that stops at the first loss that is not a number."""
+
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        value = float(loss)
+        if value != value or value in (float("inf"), float("-inf")):
+            raise _diverged("loss", self.state.global_step, self.args.learning_rate)
+        self.loss_sum += value
+        self.loss_steps += 1
+        return loss
+
+
+class _Watch(TrainerCallback):
+    """Reports each step, and stops at the first gradient that is not finite."""
+
+    def __init__(self, on_step: Progress) -> None:
+        self._on_step = on_step
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+            raise _diverged("gradient", state.global_step, args.learning_rate)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._on_step(state.global_step, state.max_steps)
+
+
+def _diverged(what: str, step: int, learning_rate: float) -> KnownError:
+    return KnownError(
+        "training_diverged",
+        f"the {what} is not finite at step {step} with learning rate {learning_rate:g}",
+        "Lower the learning rate; if it is already small, look for broken examples in the data set.",
+    )
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fine_tune(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    schedule: LrSchedule = "constant",
+    optimizer: str = "adamw_torch",
+    on_step: Progress = lambda step, total: None,
+) -> float:
+    """Fine-tune ``model`` in place with AdamW (no weight decay, gradient norm clipped at 1).
+
+    Args:
+        model: its forward takes ``pixel_values`` and ``labels`` and returns a mapping with ``loss``.
+        dataset: items are mappings of forward's arguments.
+        schedule: a transformers scheduler name, "constant" or "cosine" here.
+        optimizer: a transformers optimiser name.
+        on_step: called after each optimiser step.
+
+    Returns:
+        The mean training loss.
+
+    Raises:
+        KnownError: ``training_diverged`` on a loss or gradient that is not finite.
+    """
+    on_cuda = device.type == "cuda"
+    with tempfile.TemporaryDirectory() as unused:
+        arguments = TrainingArguments(
+            output_dir=unused,
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            lr_scheduler_type=schedule,
+            per_device_train_batch_size=batch_size,
+            weight_decay=0.0,
+            optim=optimizer,
+            seed=seed,
+            use_cpu=not on_cuda,
+            bf16=on_cuda and torch.cuda.is_bf16_supported(),
+            dataloader_pin_memory=on_cuda,
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = _FiniteTrainer(model=model, args=arguments, train_dataset=dataset, callbacks=[_Watch(on_step)])
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+        trainer.train()
+    return trainer.loss_sum / max(1, trainer.loss_steps)
