@@ -1,5 +1,7 @@
 """One base exception for everything a user can put right."""
 
+from functools import partial
+
 
 class KnownError(Exception):
     """An input or a run that cannot go on, said so that its user can act.
@@ -24,6 +26,11 @@ class KnownError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code}). {self.hint}".rstrip()
+
+    def __reduce__(self) -> "tuple[partial[KnownError], tuple[str, str, str]]":
+        """Errors travel between processes; by default pickle would lose everything but the message."""
+        rebuild = partial(KnownError, pointer=self.pointer, retryable=self.retryable)
+        return rebuild, (self.code, self.message, self.hint)
 
     def at(self, pointer: str) -> "KnownError":
         """The same error, pointing at a field of the request."""

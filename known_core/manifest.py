@@ -5,8 +5,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
 
@@ -16,6 +14,8 @@ _PACKAGES = ("known", "torch", "transformers", "accelerate", "datasets", "safete
 
 def versions() -> dict[str, str | None]:
     """The stack a result depends on."""
+    import torch  # here, so that a client that verifies a download does not load it
+
     packages = {package: version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), "cuda": torch.version.cuda, **packages}
 

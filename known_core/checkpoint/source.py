@@ -139,7 +139,7 @@ def open_source(path: Path, *, single_file_name: str) -> FolderSource | FileSour
         return FolderSource(path)
     with path.open("rb") as stream:
         magic = stream.read(512)
-    if magic[:4] == b"PK\x03\x04":
+    if magic[:4] in (b"PK\x03\x04", b"PK\x05\x06"):  # the second is an empty archive
         return ZipSource(path)
     if magic[:2] == b"\x1f\x8b" or magic[257:262] == b"ustar":
         raise KnownError("archive_format_refused", "the upload is a tar or gzip archive", "Upload a zip instead.")

@@ -1,6 +1,7 @@
 """Collect trajectories: small networks trained on real images, then made to forget (paper, section 4.2)."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -48,15 +49,17 @@ def draw_recipe(seed: int, samples: Sequence[str]) -> Recipe:
     def log_uniform(low: float, high: float) -> float:
         return float(np.exp(generator.uniform(np.log(low), np.log(high))))
 
+    rate = float(generator.uniform(0.4, 0.9))
+    smallest_useful = math.ceil(25 / rate ** (STATES - 2))  # so that the last stages still shrink
     return Recipe(
         seed=seed,
         data=str(generator.choice(list(samples))),
         architecture=str(generator.choice(list(ARCHITECTURES))),
         width=int(generator.choice([8, 16])),
-        examples=int(generator.integers(600, 2500)),
+        examples=max(smallest_useful, int(generator.integers(600, 2500))),
         pretraining_epochs=int(generator.integers(4, 12)),
         pretraining_learning_rate=log_uniform(5e-4, 4e-3),
-        rate=float(generator.uniform(0.4, 0.9)),
+        rate=rate,
         epochs_per_stage=int(generator.integers(1, 5)),
         learning_rate=log_uniform(1e-5, 4e-3),
         batch_size=int(generator.choice([32, 64, 128])),
@@ -74,7 +77,7 @@ class _Tensors(Dataset[dict[str, Tensor]]):
         return {"pixel_values": self._pixels[index], "labels": self._labels[index]}
 
 
-def _tensors(arrays: ImageArrays, size: int) -> _Tensors:
+def image_tensors(arrays: ImageArrays, size: int) -> _Tensors:
     pixels = torch.from_numpy(arrays.images).float().div(127.5).sub(1)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
     if pixels.shape[-1] != size:
@@ -108,7 +111,7 @@ def collect_one(recipe: Recipe, sample: ImageArrays, folder: Path) -> None:
     """Train, forget, and write the seven states: state-0 is Θ_0, trained on everything."""
     generator = np.random.default_rng([recipe.seed, 1])
     arrays = sample.take(generator.permutation(len(sample.labels))[: recipe.examples])
-    data = _tensors(arrays, 28)
+    data = image_tensors(arrays, 28)
     channels = 1 if arrays.images.ndim == 3 else 3
     torch.manual_seed(recipe.seed)
     model = build_network(recipe.architecture, len(arrays.classes), channels, 28, recipe.width)

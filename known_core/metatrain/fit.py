@@ -136,7 +136,7 @@ def _skill(known: Known, kind: Kind, train: Tensor, test: Tensor) -> dict[str, f
 
     shrink = float(min(_SHRINKS, key=lambda factor: error(float(factor) * train[:, -2], train[:, -1])))
     baseline = error(test[:, -2], test[:, -1])
-    predicted = torch.cat([part[:, -2] + known.residual(kind, part[:, :-1]) for part in test.split(1 << 16)])
+    predicted = torch.cat([part[:, -2] + known.residual(kind, part[:, :-1]) for part in torch.split(test, 1 << 16)])
     return {
         "error_of_theta_0": baseline,
         "skill": 1 - error(predicted, test[:, -1]) / baseline,

@@ -1,0 +1,63 @@
+"""The files a job made: listed in its manifest, served from its folder."""
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from app.jobs.repository import JobRepository
+from app.jobs.settings import StoreSettings
+from known_core.errors import KnownError
+from known_core.files import read_json
+
+MANIFEST = "manifest.json"
+
+
+class ArtifactService:
+    """Serves only what the manifest names, so no path leads anywhere else."""
+
+    def __init__(self, repository: JobRepository, settings: StoreSettings) -> None:
+        self._repository = repository
+        self._settings = settings
+
+    def manifest(self, job_id: str) -> dict[str, Any]:
+        """Raises: JobNotFound; KnownError ``result_not_ready``."""
+        manifest: dict[str, Any] = read_json(self._folder(job_id) / MANIFEST)
+        return manifest
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        """Raises: JobNotFound; KnownError ``result_not_ready``."""
+        report: dict[str, Any] = read_json(self._folder(job_id) / "report.json")
+        return report
+
+    def file(self, job_id: str, path: str) -> tuple[Path, str | None]:
+        """Where a file lies, and its sha256 (None for the manifest itself).
+
+        Raises:
+            JobNotFound; KnownError ``result_not_ready``, ``artifact_not_found``.
+        """
+        folder = self._folder(job_id)
+        if path == MANIFEST:
+            return folder / MANIFEST, None
+        for entry in self.manifest(job_id)["files"]:
+            if entry["path"] == path:
+                return folder / path, entry["sha256"]
+        raise KnownError(
+            "artifact_not_found", f"the job has no file {path[:200]!r}", "GET /v1/jobs/{id}/artifacts lists them."
+        )
+
+    def logs(self, job_id: str, lines: int) -> str:
+        """The last lines of the job's log; empty before it has started. Raises: JobNotFound."""
+        self._repository.status(job_id)
+        path = self._settings.job_folder(job_id) / "log.txt"
+        if not path.is_file():
+            return ""
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return "".join(deque(stream, maxlen=lines))
+
+    def _folder(self, job_id: str) -> Path:
+        status = self._repository.status(job_id)
+        if status != "succeeded":
+            raise KnownError(
+                "result_not_ready", f"the job is {status.value}", "GET /v1/jobs/{id}?wait=60 answers when it has ended."
+            )
+        return self._settings.job_folder(job_id) / "artifacts"

@@ -1,0 +1,84 @@
+"""Checks a request's inputs before anything is queued, in a process of its own.
+
+What is read there is a stranger's: a crash or a hang costs that process, not the API, which stays free of torch.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from threading import Lock
+from typing import Any
+
+from known_core.errors import KnownError
+from known_core.spec import JobSpec
+
+
+class Inspector:
+    """One warm process that inspects; started again when it dies.
+
+    Args:
+        timeout_s: an inspection that takes longer is given up and its process killed.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._pool: ProcessPoolExecutor | None = None
+        self._lock = Lock()
+
+    def start(self) -> None:
+        """Start the process and let it load its libraries, without waiting for it."""
+        self._ready_pool().submit(_load)
+
+    def stop(self) -> None:
+        with self._lock:
+            if self._pool is not None:
+                _kill(self._pool)
+                self._pool = None
+
+    def inspect(self, spec: JobSpec) -> dict[str, Any]:
+        """What was understood of a job's inputs.
+
+        Raises:
+            KnownError: what is wrong with them, or ``inspection_failed`` when the check itself died or hung.
+        """
+        pool = self._ready_pool()
+        try:
+            return pool.submit(_inspect, spec).result(self._timeout_s)
+        except (BrokenProcessPool, FutureTimeoutError) as error:
+            self.stop()
+            what = "took longer than" if isinstance(error, FutureTimeoutError) else "died within"
+            raise KnownError(
+                "inspection_failed",
+                f"checking the inputs {what} {self._timeout_s:g} s",
+                "Try again; if it happens again, the inputs are too large or malformed.",
+                retryable=True,
+            ) from error
+
+    def _ready_pool(self) -> ProcessPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_die_with_parent)
+            return self._pool
+
+
+def _die_with_parent() -> None:
+    from known_core.processes import die_with_parent
+
+    die_with_parent()
+
+
+def _load() -> None:
+    import known_core.pipeline  # noqa: F401  (seconds of imports, done before the first request)
+
+
+def _inspect(spec: JobSpec) -> dict[str, Any]:
+    from known_core.pipeline import inspect
+
+    return inspect(spec)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)

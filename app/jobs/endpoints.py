@@ -1,0 +1,88 @@
+"""Routes about jobs."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi.responses import PlainTextResponse
+
+from app.dependencies import Artifacts, Events, Jobs, Settings
+from app.jobs.record import JobStatus
+from app.jobs.schemas import ENHANCE_EXAMPLES, JOB_EXAMPLE, EnhanceRequest, JobList, JobView
+from app.jobs.service import etag
+from app.problems import problem_responses
+
+router = APIRouter(tags=["jobs"])
+JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])]
+_JOB = {"content": {"application/json": {"example": JOB_EXAMPLE}}}
+
+
+@router.post("/enhance", status_code=202, summary="Alias of POST /v1/enhance",
+             responses={202: _JOB, **problem_responses(400, 422, 503)})  # fmt: skip
+@router.post("/v1/enhance", status_code=202, summary="Enhance a checkpoint",
+             responses={202: _JOB, **problem_responses(400, 422, 503)})  # fmt: skip
+def enhance(
+    request: Annotated[EnhanceRequest, Body(openapi_examples=ENHANCE_EXAMPLES)],
+    jobs: Jobs,
+    response: Response,
+) -> JobView:
+    """Checks the uploads and queues the job. The answer is the job, and its address in Location."""
+    job = jobs.enhance(request)
+    response.headers["Location"] = job.urls.self
+    response.headers["Retry-After"] = "2"
+    return job
+
+
+@router.get("/v1/jobs", summary="List jobs, newest first",
+            responses={200: {"content": {"application/json": {"example": {
+                "object": "list", "data": [JOB_EXAMPLE], "first_id": JOB_EXAMPLE["id"], "last_id": JOB_EXAMPLE["id"],
+                "has_more": False}}}}, **problem_responses(404, 422)})  # fmt: skip
+def list_jobs(
+    jobs: Jobs,
+    after: Annotated[str | None, Query(description="the last_id of the page before", max_length=80)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    status: Annotated[JobStatus | None, Query(description="only jobs in this state")] = None,
+) -> JobList:
+    """A page of jobs; go on with ``after=last_id`` while ``has_more``."""
+    return jobs.list(after, limit, status)
+
+
+@router.get("/v1/jobs/{job_id}", summary="Show a job", response_model=JobView,
+            responses={200: _JOB, 304: {"description": "Not changed since If-None-Match"},
+                       **problem_responses(404, 422)})  # fmt: skip
+async def get_job(
+    job_id: JobId,
+    jobs: Jobs,
+    events: Events,
+    settings: Settings,
+    response: Response,
+    wait: Annotated[int, Query(ge=0, le=3600, description="seconds to wait for the job to end, or, with If-None-Match, "
+                               "to change; at most KNOWN_MAX_WAIT_SECONDS are honoured")] = 0,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> JobView | Response:  # fmt: skip
+    """One job. With ``wait`` the answer comes when there is something new, or when the time is up."""
+
+    def enough(job: JobView) -> bool:
+        return job.status.terminal if if_none_match is None else etag(job) != if_none_match
+
+    job = await events.wait_for(job_id, jobs.get, enough, min(wait, settings.max_wait_seconds))
+    response.headers["ETag"] = etag(job)
+    if if_none_match == etag(job):
+        return Response(status_code=304, headers={"ETag": etag(job)})
+    return job
+
+
+@router.post("/v1/jobs/{job_id}/cancel", status_code=202, summary="Cancel a job",
+             responses={202: _JOB, **problem_responses(404, 409, 422)})  # fmt: skip
+def cancel_job(job_id: JobId, jobs: Jobs) -> JobView:
+    """A queued job ends at once; a running one when its process has been stopped, within seconds."""
+    return jobs.cancel(job_id)
+
+
+@router.get("/v1/jobs/{job_id}/logs", response_class=PlainTextResponse, summary="What the job's process printed",
+            responses={200: {"content": {"text/plain": {"example": "attempt 1\n"}}},
+                       **problem_responses(404, 422)})  # fmt: skip
+def get_logs(
+    job_id: JobId, artifacts: Artifacts, tail: Annotated[int, Query(ge=1, le=100_000, description="last lines")] = 1000
+) -> str:
+    """The last lines of the log, all attempts in one."""
+    return artifacts.logs(job_id, tail)

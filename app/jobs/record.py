@@ -1,0 +1,85 @@
+"""The job record as it is read: what the Lua script keeps in Redis, typed."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class JobStatus(StrEnum):
+    """The closed set of states; app/jobs/states.lua has the legal changes."""
+
+    QUEUED = "queued"
+    VALIDATING = "validating"
+    RUNNING = "running"
+    CANCELING = "canceling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job record. Times are milliseconds since the epoch, on the Redis server's clock."""
+
+    id: str
+    status: JobStatus
+    version: int
+    attempts: int
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    phase: str | None
+    progress: dict[str, Any] | None
+    request: dict[str, Any]
+    spec: dict[str, Any]
+    resolved: dict[str, Any]
+    metadata: dict[str, str]
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """One entry of a job's stream; ``id`` is the stream's own and orders events."""
+
+    id: str
+    data: dict[str, Any]
+
+
+def new_job_id() -> str:
+    return f"job_{secrets.token_hex(12)}"
+
+
+def parse_job(fields: Mapping[str, str]) -> Job:
+    """From the fields of the Redis hash."""
+
+    def loaded(name: str) -> Any:
+        return json.loads(fields[name]) if name in fields else None
+
+    def integer(name: str) -> int | None:
+        return int(fields[name]) if name in fields else None
+
+    return Job(
+        id=fields["id"],
+        status=JobStatus(fields["status"]),
+        version=int(fields["version"]),
+        attempts=int(fields["attempts"]),
+        created_at=int(fields["created_at"]),
+        started_at=integer("started_at"),
+        finished_at=integer("finished_at"),
+        phase=fields.get("phase"),
+        progress=loaded("progress"),
+        request=loaded("request"),
+        spec=loaded("spec"),
+        resolved=loaded("resolved"),
+        metadata=loaded("metadata"),
+        result=loaded("result"),
+        error=loaded("error"),
+    )

@@ -1,0 +1,179 @@
+"""Job records in Redis or Valkey. Every change goes through states.lua; the rest only reads."""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, cast
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from app.jobs.record import Job, JobEvent, JobStatus, parse_job
+from known_core.errors import KnownError
+
+_ALL = "known:jobs"
+_OPEN = "known:jobs:open"
+REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
+
+
+class LeaseLost(Exception):
+    """The caller no longer owns the job: another worker may have it. Nothing was written."""
+
+
+class JobNotFound(KnownError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__("job_not_found", f"there is no job {job_id[:80]!r}", "List them: GET /v1/jobs.")
+
+
+def connect(url: str) -> Redis:
+    """A client with bounded waits that reconnects: a restart of the server is not an error of the job."""
+    client: Redis = Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=30,
+        socket_connect_timeout=5,
+        health_check_interval=25,
+        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries=10),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+    )
+    return client
+
+
+def events_key(job_id: str) -> str:
+    """The stream of a job's events."""
+    return f"known:job:{job_id}:events"
+
+
+class JobRepository:
+    """The only reader and writer of job records."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis  # redis-py types every answer as bytes | str | list | None
+        self._script = redis.register_script(files("app.jobs").joinpath("states.lua").read_text())
+
+    def _call(self, operation: str, job_id: str, *arguments: str | int) -> list[Any]:
+        keys = [f"known:job:{job_id}", events_key(job_id), _OPEN, _ALL]
+        answer = cast(list[Any], self._script(keys=keys, args=[operation, job_id, *arguments]))
+        if answer[0] == "missing":
+            raise JobNotFound(job_id)
+        return answer
+
+    def create(self, job_id: str, fields: Mapping[str, Any]) -> None:
+        """Args: fields: request, spec, resolved, metadata; kept as JSON."""
+        pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
+        answer = self._call("create", job_id, REQUEUE_GRACE_MS, *pairs)
+        if answer[0] != "ok":
+            raise ValueError(f"job {job_id} exists already")
+
+    def claim(self, job_id: str, owner: str, lease_s: float, max_attempts: int) -> int | None:
+        """Take a job that nobody holds.
+
+        Returns:
+            The fence to show with every write, or None when there is nothing to take: it is held, done, or has
+            used up its attempts (it then fails with ``worker_died``).
+        """
+        error = {
+            "code": "worker_died",
+            "message": f"the job's process died {max_attempts} times without saying why",
+            "hint": "Most often memory: lower forgetting.batch_size. See GET /v1/jobs/{id}/logs.",
+            "retryable": False,
+        }
+        answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error))
+        return int(answer[1]) if answer[0] == "ok" else None
+
+    def cancel(self, job_id: str) -> JobStatus | None:
+        """Returns: the state the job is in now, or None when it had ended already."""
+        answer = self._call("cancel", job_id)
+        return JobStatus(answer[1]) if answer[0] == "ok" else None
+
+    def look_again(self, job_id: str, after_ms: int) -> None:
+        """Put off the reaper's next look at an open job."""
+        self._call("look_again", job_id, after_ms)
+
+    def heartbeat(self, job_id: str, fence: int, lease_s: float) -> None:
+        self._owner_call("heartbeat", job_id, fence, int(lease_s * 1000))
+
+    def add_event(self, job_id: str, fence: int, event: Mapping[str, Any], fields: Mapping[str, str]) -> None:
+        """Append an event and set fields of the record with it."""
+        pairs = [item for pair in fields.items() for item in pair]
+        self._owner_call("event", job_id, fence, json.dumps(event), *pairs)
+
+    def mark_running(self, job_id: str, fence: int) -> None:
+        self._owner_call("run", job_id, fence)
+
+    def finish(self, job_id: str, fence: int, status: JobStatus, outcome: Mapping[str, Any]) -> JobStatus:
+        """End a job with its result or error; a job being canceled ends canceled."""
+        field = "result" if status is JobStatus.SUCCEEDED else "error"
+        return self._owner_call("finish", job_id, fence, status.value, field, json.dumps(outcome))
+
+    def release(self, job_id: str, fence: int, *, attempt_counts: bool) -> JobStatus:
+        """Give a job back to the queue."""
+        return self._owner_call("release", job_id, fence, REQUEUE_GRACE_MS, "0" if attempt_counts else "1")
+
+    def _owner_call(self, operation: str, job_id: str, fence: int, *arguments: str | int) -> JobStatus:
+        answer = self._call(operation, job_id, fence, *arguments)
+        if answer[0] != "ok":
+            raise LeaseLost(f"{job_id}: {operation} refused, {answer[0]}")
+        return JobStatus(answer[1])
+
+    def get(self, job_id: str) -> Job:
+        """Raises: JobNotFound."""
+        fields = self._redis.hgetall(f"known:job:{job_id}")
+        if not fields:
+            raise JobNotFound(job_id)
+        return parse_job(fields)
+
+    def status(self, job_id: str) -> JobStatus:
+        value = self._redis.hget(f"known:job:{job_id}", "status")
+        if value is None:
+            raise JobNotFound(job_id)
+        return JobStatus(value)
+
+    def page(self, after: str | None, limit: int, status: JobStatus | None) -> tuple[list[Job], bool]:
+        """Newest first. Returns: at most ``limit`` jobs that come after the job ``after``, and whether more follow."""
+        start = 0
+        if after is not None:
+            rank = self._redis.zrevrank(_ALL, after)
+            if rank is None:
+                raise JobNotFound(after)
+            start = int(rank) + 1
+        found: list[Job] = []
+        while True:
+            ids = self._redis.zrevrange(_ALL, start, start + 99)
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hgetall(f"known:job:{job_id}")
+            for fields in pipe.execute():
+                job = parse_job(fields)
+                if status is None or job.status is status:
+                    if len(found) == limit:
+                        return found, True
+                    found.append(job)
+            if len(ids) < 100:
+                return found, False
+            start += 100
+
+    def events(self, job_id: str, after: str, limit: int) -> list[JobEvent]:
+        """Events that come after the stream id ``after`` ("0" is the start)."""
+        entries = self._redis.xrange(events_key(job_id), min=f"({after}", count=limit)
+        return [JobEvent(entry_id, json.loads(fields["data"])) for entry_id, fields in entries]
+
+    def overdue(self) -> list[str]:
+        """Open jobs that it is time to look at: their lease has run out, or nobody has claimed them."""
+        seconds, micros = self._redis.time()
+        overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, seconds * 1000 + micros // 1000)
+        return overdue
+
+    def ping(self) -> None:
+        self._redis.ping()
+
+    def worker_alive(self, name: str, seconds: int) -> None:
+        """Let it be known for some seconds that a worker runs."""
+        self._redis.set(f"known:worker:{name}", 1, ex=seconds)
+
+    def workers(self) -> int:
+        """Workers that said within their time that they run."""
+        return sum(1 for _ in self._redis.scan_iter("known:worker:*", count=1000))

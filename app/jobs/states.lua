@@ -1,0 +1,138 @@
+-- The life of a job: every change of its record is one call of this script, so it happens whole or not at all.
+--
+--   queued -> validating -> running -> succeeded | failed          cancel: queued -> canceled
+--      ^___________|___________| (release)                                 validating | running -> canceling -> canceled
+--
+-- KEYS: 1 record (hash), 2 events (stream), 3 open jobs (zset: id -> when to look at it again, ms), 4 all jobs (zset)
+-- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
+-- Returns {"ok", ...} or {reason}: missing, exists, terminal, held, lost (the caller's lease is gone), exhausted.
+
+local operation, id = ARGV[1], ARGV[2]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local status = redis.call('HGET', KEYS[1], 'status')
+local MAX_EVENTS = 10000
+local TERMINAL = { succeeded = true, failed = true, canceled = true }
+local HELD = { validating = true, running = true, canceling = true }
+
+local function add_event(json)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', MAX_EVENTS, '*', 'data', json)
+  redis.call('HINCRBY', KEYS[1], 'version', 1)
+end
+
+local function enter(new)
+  status = new
+  redis.call('HSET', KEYS[1], 'status', new)
+  if TERMINAL[new] then
+    redis.call('HSET', KEYS[1], 'finished_at', now)
+    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase')
+    redis.call('ZREM', KEYS[3], id)
+  end
+  add_event('{"type":"status","status":"' .. new .. '"}')
+end
+
+local function look_again_at(when)
+  redis.call('ZADD', KEYS[3], when, id)
+end
+
+local function lease_until()
+  return tonumber(redis.call('HGET', KEYS[1], 'lease_until') or '0')
+end
+
+local function queue_again(grace_ms)
+  redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase', 'progress')
+  enter('queued')
+  look_again_at(now + grace_ms)
+end
+
+if operation == 'create' then -- grace_ms, then field, value, ...
+  if status then return { 'exists' } end
+  redis.call('HSET', KEYS[1], 'id', id, 'created_at', now, 'attempts', 0, 'fence', 0, unpack(ARGV, 4))
+  redis.call('ZADD', KEYS[4], now, id)
+  enter('queued')
+  look_again_at(now + tonumber(ARGV[3]))
+  return { 'ok' }
+end
+
+if not status then return { 'missing' } end
+
+if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when they are used up
+  if TERMINAL[status] then return { 'terminal' } end
+  if HELD[status] and lease_until() > now then return { 'held' } end
+  if status == 'canceling' then
+    enter('canceled')
+    return { 'terminal' }
+  end
+  if tonumber(redis.call('HGET', KEYS[1], 'attempts')) >= tonumber(ARGV[5]) then
+    redis.call('HSET', KEYS[1], 'error', ARGV[6])
+    enter('failed')
+    return { 'exhausted' }
+  end
+  redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+  local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
+  redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'lease_until', now + tonumber(ARGV[4]))
+  redis.call('HSETNX', KEYS[1], 'started_at', now)
+  look_again_at(now + tonumber(ARGV[4]))
+  enter('validating')
+  return { 'ok', fence }
+end
+
+if operation == 'cancel' then
+  if TERMINAL[status] then return { 'terminal' } end
+  if status == 'queued' then
+    enter('canceled')
+  elseif status ~= 'canceling' then
+    enter('canceling')
+  end
+  return { 'ok', status }
+end
+
+if operation == 'look_again' then -- after_ms: put off the next look at an open job
+  if TERMINAL[status] then return { 'terminal' } end
+  look_again_at(now + tonumber(ARGV[3]))
+  return { 'ok', status }
+end
+
+-- What follows is for the owner of the lease alone: fence is ARGV[3].
+if not HELD[status] or redis.call('HGET', KEYS[1], 'fence') ~= ARGV[3] or lease_until() <= now then
+  return { 'lost' }
+end
+
+if operation == 'heartbeat' then -- lease_ms
+  redis.call('HSET', KEYS[1], 'lease_until', now + tonumber(ARGV[4]))
+  look_again_at(now + tonumber(ARGV[4]))
+  return { 'ok', status }
+end
+
+if operation == 'event' then -- event JSON, then field, value, ... to set with it
+  if #ARGV > 4 then redis.call('HSET', KEYS[1], unpack(ARGV, 5)) end
+  add_event(ARGV[4])
+  return { 'ok', status }
+end
+
+if operation == 'run' then
+  if status == 'validating' then enter('running') end
+  return { 'ok', status }
+end
+
+if operation == 'finish' then -- status, field, value: result or error
+  if status == 'canceling' then
+    enter('canceled')
+  else
+    redis.call('HSET', KEYS[1], ARGV[5], ARGV[6])
+    enter(ARGV[4])
+  end
+  return { 'ok', status }
+end
+
+if operation == 'release' then -- grace_ms, "1" when the attempt does not count
+  if status == 'canceling' then
+    enter('canceled')
+  else
+    if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', -1) end
+    queue_again(tonumber(ARGV[4]))
+  end
+  return { 'ok', status }
+end
+
+return redis.error_reply('unknown operation ' .. operation)

@@ -1,0 +1,147 @@
+"""Errors as RFC 9457 problem details. One handler; a 500 is a bug."""
+
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from known_core.errors import KnownError
+
+_log = logging.getLogger(__name__)
+_STATUS = {
+    "artifact_not_found": 404,
+    "job_not_found": 404,
+    "upload_not_found": 404,
+    "job_ended": 409,
+    "result_not_ready": 409,
+    "upload_too_large": 413,
+    "media_type_unsupported": 415,
+    "inspection_failed": 503,
+    "store_unavailable": 503,
+    "disk_full": 503,
+}
+_TITLES = {
+    400: "Bad request", 404: "Not found", 405: "Method not allowed", 409: "Conflict", 413: "Content too large",
+    415: "Unsupported media type", 422: "Unprocessable content", 500: "Internal error", 503: "Unavailable",
+}  # fmt: skip
+
+
+class FieldError(BaseModel):
+    pointer: str = Field(examples=["/forgetting/rate"], description="JSON pointer (RFC 6901) into the request")
+    message: str = Field(examples=["Input should be less than or equal to 0.95; got 2"])
+
+
+class Problem(BaseModel):
+    """An error, as application/problem+json (RFC 9457)."""
+
+    type: str = Field(examples=["urn:known:problem:unsafe_format"])
+    title: str = Field(examples=["Unprocessable content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["model.safetensors is a pickle or an archive, not safetensors"])
+    instance: str = Field(examples=["/v1/enhance"])
+    code: str = Field(examples=["unsafe_format"])
+    hint: str = Field("", examples=["Convert it with safetensors.torch.save_file."])
+    errors: list[FieldError] = Field(default_factory=list)
+    request_id: str = Field(examples=["req_5f2b1c"])
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route's OpenAPI says of its errors."""
+    return {
+        status: {"model": Problem, "description": _TITLES[status], "content": {"application/problem+json": {}}}
+        for status in statuses
+    }
+
+
+def install(api: FastAPI) -> None:
+    """Give the application its request ids and its error handlers."""
+    api.middleware("http")(_request_id)
+    api.add_exception_handler(KnownError, _known_error)
+    api.add_exception_handler(RequestValidationError, _validation_error)
+    api.add_exception_handler(HTTPException, _http_error)
+    api.add_exception_handler(RedisError, _store_error)
+    api.add_exception_handler(Exception, _bug)
+
+
+async def _request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    request.state.request_id = f"req_{secrets.token_hex(8)}"
+    response = await call_next(request)
+    response.headers["X-Request-Id"] = request.state.request_id
+    return response
+
+
+def _problem(
+    request: Request, status: int, code: str, detail: str, hint: str = "", errors: list[FieldError] | None = None
+) -> Response:
+    problem = Problem(
+        type=f"urn:known:problem:{code}",
+        title=_TITLES.get(status, "Error"),
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        code=code,
+        hint=hint,
+        errors=errors or [],
+        request_id=getattr(request.state, "request_id", ""),
+    )
+    headers = {"Retry-After": "5"} if status == 503 else None
+    return Response(problem.model_dump_json(), status, headers, "application/problem+json")
+
+
+async def _known_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, KnownError)
+    errors = [FieldError(pointer=error.pointer, message=error.message)] if error.pointer else []
+    return _problem(request, _STATUS.get(error.code, 422), error.code, error.message, error.hint, errors)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = error.errors()
+    if any(detail["type"] == "json_invalid" for detail in details):
+        return _problem(request, 400, "json_invalid", "the body is not JSON", "Check quotes, commas and braces.")
+    errors = [
+        FieldError(pointer=_pointer(detail["loc"]), message=f"{detail['msg']}; got {_shown(detail.get('input'))}")
+        for detail in details
+    ]
+    text = "; ".join(f"{item.pointer}: {item.message}" for item in errors)
+    hint = "GET /openapi.json has every field with its range."
+    return _problem(request, 422, "request_invalid", text, hint, errors)
+
+
+def _pointer(location: tuple[str | int, ...]) -> str:
+    parts = location[1:] if location and location[0] == "body" else location
+    return "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _TITLES.get(error.status_code, "error").lower().replace(" ", "_")
+    response = _problem(request, error.status_code, code, str(error.detail), "GET /docs lists the routes.")
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _store_error(request: Request, error: Exception) -> Response:
+    _log.warning("the job store did not answer: %s", error)
+    hint = "Try again; if it lasts, look at the Redis or Valkey server KNOWN_REDIS_URL names."
+    return _problem(request, 503, "store_unavailable", "the job store did not answer", hint)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    _log.error("unexpected error on %s", request.url.path, exc_info=error)
+    return _problem(request, 500, "internal_error", "this is a bug in known", "Report it with the request_id.")

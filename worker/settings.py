@@ -1,0 +1,13 @@
+"""Settings of the workers."""
+
+from pydantic import Field
+
+from app.jobs.settings import StoreSettings
+
+
+class WorkerSettings(StoreSettings):
+    """Read from the environment, prefix ``KNOWN_``."""
+
+    heartbeat_seconds: float = Field(10, gt=0, description="between two renewals of a lease")
+    reap_seconds: float = Field(15, gt=0, description="between two looks for lost jobs")
+    kill_grace_seconds: float = Field(30, ge=0, description="between TERM and KILL of a trainer that is to stop")
