@@ -23,6 +23,8 @@ from known_core.processes import die_with_parent
 
 _START_S = 90  # what the slowest machine may take to start the three
 _STOP_S = 20  # between TERM and KILL
+_PYTHON = [sys.executable, "-P", "-m"]
+_WORKER = [*_PYTHON, *["celery", "--app", "worker.tasks", "worker", "--loglevel", "INFO"]]
 
 
 class Stack:
@@ -65,17 +67,18 @@ class Stack:
         self.stop()
 
     def _start_all(self) -> None:
+        self._processes.clear()
         store_port, password = _free_port(), secrets.token_urlsafe(24)
         self._start("valkey", [_valkey_binary(), "-"], stdin=_valkey_config(self._data_dir, store_port, password))
+        self.store_url = f"redis://:{password}@127.0.0.1:{store_port}/0"
         self._environment |= {
-            "KNOWN_REDIS_URL": f"redis://:{password}@127.0.0.1:{store_port}/0",
+            "KNOWN_REDIS_URL": self.store_url,
             "KNOWN_DATA_DIR": str(self._data_dir),
         }
         _wait_for_port(store_port, self._processes["valkey"], self.logs / "valkey.log")
-        python = [sys.executable, "-P", "-m"]
         api = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 5"
-        self._start("api", [*python, *api.split(), "--port", str(self.port)])
-        self._start("worker", [*python, *"celery --app worker.tasks worker --loglevel INFO".split()])
+        self._start("api", [*_PYTHON, *api.split(), "--port", str(self.port)])
+        self._start("worker", _WORKER)
 
     def _start(self, name: str, command: list[str], stdin: bytes | None = None) -> None:
         with (self.logs / f"{name}.log").open("ab") as log:
@@ -120,17 +123,14 @@ class Stack:
     def pids(self) -> dict[str, int]:
         return {name: process.pid for name, process in self._processes.items()}
 
-    def kill(self, name: str) -> None:
-        """End a process as a power cut would, and everything of its session."""
-        os.killpg(self._processes[name].pid, signal.SIGKILL)
-        self._processes[name].wait()
+    def add_worker(self, name: str) -> None:
+        """Start one more worker, or one in the place of a dead one of that name."""
+        self._start(name, _WORKER)
 
     def stop(self) -> None:
-        """Stop the worker, then the API, then the store. A running job goes back to the queue."""
-        for name in ("worker", "api", "valkey"):
-            process = self._processes.pop(name, None)
-            if process is None:
-                continue
+        """Stop the workers, then the API, then the store. A running job goes back to the queue."""
+        for name in reversed(list(self._processes)):
+            process = self._processes.pop(name)
             process.terminate()
             try:
                 process.wait(_STOP_S)

@@ -105,7 +105,9 @@ def _inspect_parquet(source: Source, names: Sequence[str]) -> ImageFiles:
                     columns, declared = _parquet_columns(file.schema_arrow)
                     values[split] += file.read(columns=[columns[1]]).column(0).to_pylist()
                 except pa.ArrowException as error:
-                    raise _unusable(f"{name} is not readable parquet: {error}", "Give an imagefolder zip or a parquet file.") from error
+                    raise _unusable(
+                        f"{name} is not readable parquet: {error}", "Give an imagefolder zip or a parquet file."
+                    ) from error
     if any(value is None or isinstance(value, (float, bool)) for part in values.values() for value in part):
         raise _unusable(f"the column {columns[1]!r} has empty or fractional labels", "Use integers or strings.")
     if declared is None:

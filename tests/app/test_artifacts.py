@@ -37,9 +37,7 @@ def test_ranges_and_etags(stack: Stack, client: Client, finished_job: str) -> No
     part = httpx.get(stack.url + entry["url"], headers={"Range": "bytes=100-199"})
     assert part.status_code == 206
     assert part.content == whole.content[100:200]
-    resumed = httpx.get(
-        stack.url + entry["url"], headers={"Range": "bytes=100-", "If-Range": f'"{entry["sha256"]}"'}
-    )
+    resumed = httpx.get(stack.url + entry["url"], headers={"Range": "bytes=100-", "If-Range": f'"{entry["sha256"]}"'})
     assert resumed.status_code == 206
     assert resumed.content == whole.content[100:]
     assert httpx.get(stack.url + entry["url"], headers={"Range": "bytes=99999999-"}).status_code == 416

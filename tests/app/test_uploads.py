@@ -20,9 +20,7 @@ def _folders(stack: Stack) -> set[Path]:
 
 def test_an_upload_is_kept_and_described(stack: Stack) -> None:
     data = b"x" * 100_000
-    answer = httpx.post(
-        f"{stack.url}/v1/uploads", params={"filename": "../../evil"}, content=data, headers=_BYTES
-    )
+    answer = httpx.post(f"{stack.url}/v1/uploads", params={"filename": "../../evil"}, content=data, headers=_BYTES)
     assert answer.status_code == 201
     upload = answer.json()
     assert upload["bytes"] == len(data)

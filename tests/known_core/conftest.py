@@ -1,0 +1,62 @@
+"""What the tests of known_core share: a seeded hyper-model and the inputs of the smallest real job."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from safetensors.torch import save_file
+
+from known_core.hypermodel import Known
+from known_core.metatrain.collect import image_tensors
+from known_core.sample_data import ImageArrays, load_sample, write_imagefolder
+from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec
+from known_core.tasks.architectures import build_registered
+from known_core.training import fine_tune
+
+# no example database: tests write below tmp_path only
+settings.register_profile("known_core", database=None, deadline=None, derandomize=True)
+settings.load_profile("known_core")
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageArrays:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels."""
+    return load_sample("digits")
+
+
+@pytest.fixture(scope="session")
+def hypermodel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hyper-model with seeded random weights."""
+    path = tmp_path_factory.mktemp("hypermodel") / "seeded.safetensors"
+    torch.manual_seed(0)
+    Known({"name": "seeded"}).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(tmp_path_factory: pytest.TempPathFactory, digits: ImageArrays) -> JobSpec:
+    """The smallest job: a CNN of width 4 on the digits 0-4, fine-tuned on the digits 5-9."""
+    folder = tmp_path_factory.mktemp("tiny")
+    order = np.random.default_rng(0).permutation(890)
+    source, downstream = digits.of_classes([0, 1, 2, 3, 4]), digits.of_classes([5, 6, 7, 8, 9])
+    train = source.take(order[:240])
+    write_imagefolder(folder / "data.zip", train, source.take(order[240:320]))
+    write_imagefolder(folder / "downstream.zip", downstream.take(order[:120]))
+    config = {"architecture": "small-cnn", "num_classes": 5, "in_chans": 1, "img_size": 8, "width": 4,
+              "label_names": ["0", "1", "2", "3", "4"]}  # fmt: skip
+    torch.manual_seed(0)
+    model = build_registered(config)
+    fine_tune(
+        model, image_tensors(train, 8), epochs=2, learning_rate=3e-3, batch_size=32, seed=0, device=torch.device("cpu")
+    )
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    return JobSpec(
+        model=folder / "model.safetensors",
+        config=config,
+        dataset=folder / "data.zip",
+        downstream=folder / "downstream.zip",
+        forgetting=ForgettingSettings(learning_rate=1e-3, batch_size=32),
+        evaluation=EvaluationSettings(seeds=3, probe_examples=20, probe_epochs=1, probe_learning_rates=(1e-3,)),
+    )

@@ -1,0 +1,228 @@
+"""Whole jobs in the smallest: artifacts, report, resumption with the same bytes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from known_core import pipeline
+from known_core.checkpoint import Checkpoint
+from known_core.errors import KnownError
+from known_core.events import Emit
+from known_core.files import read_json, sha256_file
+from known_core.manifest import verify_manifest
+from known_core.spec import JobSpec
+from known_core.tasks import TASKS
+
+Event = dict[str, Any]
+PHASES = ["downloading", "evaluating_before", *["forgetting"] * 4, "nowcasting", "calibrating", "evaluating_after",
+          "packaging"]  # fmt: skip
+
+
+@dataclass
+class Job:
+    spec: JobSpec
+    folder: Path
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def artifacts(self) -> Path:
+        return self.folder / "artifacts"
+
+    def steps(self) -> int:
+        return sum(event["type"] == "progress" for event in self.events)
+
+
+class Killed(BaseException):
+    """What stops a run in these tests: nothing may catch it."""
+
+
+def killing(when: Callable[[Event], bool], events: list[Event]) -> Emit:
+    def emit(event: Event) -> None:
+        events.append(event)
+        if when(event):
+            raise Killed
+
+    return emit
+
+
+@pytest.fixture(autouse=True)
+def _hypermodel(hypermodel_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOWN_HYPERMODEL", str(hypermodel_file))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_spec: JobSpec, hypermodel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job that ran undisturbed."""
+    job = Job(tiny_spec, tmp_path_factory.mktemp("finished"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KNOWN_HYPERMODEL", str(hypermodel_file))
+        assert pipeline.run(job.spec, job.folder, job.events.append) == job.artifacts
+    return job
+
+
+def test_phases_come_in_order(finished: Job) -> None:
+    assert finished.events[0] == {"type": "status", "status": "running"}
+    phases = [event for event in finished.events if event["type"] == "phase"]
+    assert [event["phase"] for event in phases] == PHASES
+    assert [event["detail"] for event in phases if event["phase"] == "forgetting"] == [f"{k} of 4" for k in range(1, 5)]
+    for event in finished.events:
+        if event["type"] == "progress":
+            assert 0 < event["step"] <= event["total"]
+    metrics = [event for event in finished.events if event["type"] == "metric"]
+    assert [event.get("candidate") or event["state"] for event in metrics] == [
+        "unchanged",
+        1,
+        2,
+        3,
+        4,
+        "x2",
+        "x4",
+        "x8",
+    ]
+
+
+def test_artifacts_are_listed_and_verify(finished: Job) -> None:
+    names = {
+        path.relative_to(finished.artifacts).as_posix() for path in finished.artifacts.rglob("*") if path.is_file()
+    }
+    weights = {
+        f"{name}/{file}" for name in ("unchanged", "x2", "x4", "x8") for file in ("config.json", "model.safetensors")
+    }
+    assert names == weights | {"report.json", "report.md", "manifest.json"}
+    assert verify_manifest(finished.artifacts) == 10
+    manifest = read_json(finished.artifacts / "manifest.json")
+    assert manifest["inputs_sha256"]["dataset"] == sha256_file(finished.spec.dataset)
+    assert manifest["subsets"][0]["examples"] == 240
+    assert manifest["hypermodel"]["name"] == "seeded"
+    assert str(finished.folder) not in (finished.artifacts / "manifest.json").read_text()
+    assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_unchanged_is_the_given_model(finished: Job) -> None:
+    assert (finished.artifacts / "unchanged" / "model.safetensors").read_bytes() == finished.spec.model.read_bytes()
+    assert read_json(finished.artifacts / "unchanged" / "config.json") == finished.spec.config
+
+
+def test_the_report_has_gains_with_intervals(finished: Job) -> None:
+    report = read_json(finished.artifacts / "report.json")
+    assert report["selected"] in ("unchanged", "x2", "x4", "x8")
+    assert set(report["transfer"]) == set(report["own_task"]) == {"unchanged", "x2", "x4", "x8"}
+    for name, row in report["transfer"].items():
+        assert len(row["accuracy"]) == 3
+        if name != "unchanged":
+            gain = row["gain"]
+            assert gain["low"] <= gain["mean"] <= gain["high"]
+            assert gain["n"] == 3
+            assert gain["mean"] == pytest.approx(row["mean"] - report["transfer"]["unchanged"]["mean"])
+    assert len(report["forgetting_accuracy"]) == 5
+    assert report["own_task"]["unchanged"]["accuracy"] == report["forgetting_accuracy"][0]
+    assert report["own_task"]["x2"]["difference"]["n"] == 80
+    markdown = (finished.artifacts / "report.md").read_text()
+    assert report["conclusion"] in markdown
+    assert all(f"| {name} |" in markdown for name in ("unchanged", "x2", "x4", "x8"))
+
+
+def test_only_predicted_weights_and_statistics_differ_from_theta_0(finished: Job) -> None:
+    before = load_file(finished.artifacts / "unchanged" / "model.safetensors")
+    for name in ("x2", "x4", "x8"):
+        after = load_file(finished.artifacts / name / "model.safetensors")
+        assert list(after) == list(before)
+        for tensor_name, tensor in before.items():
+            normalisation = tensor_name.startswith(("features.0.1.", "features.1.1.", "features.2.1."))
+            statistics = tensor_name.endswith(("running_mean", "running_var"))
+            carried = normalisation and not statistics
+            assert torch.equal(after[tensor_name], tensor) == carried, tensor_name
+        Checkpoint(finished.artifacts / name).check_finite()
+
+
+def test_statistics_are_those_of_the_data(finished: Job, tmp_path: Path) -> None:
+    """The first layer's running mean of x2 is the mean of its convolution over D_0."""
+    task = TASKS[finished.spec.task]
+    task.unpack(finished.spec, tmp_path / "inputs")
+    opened = task.open(finished.spec, tmp_path / "inputs", tmp_path / "cache")
+    checkpoint = Checkpoint(finished.artifacts / "x2")
+    with torch.inference_mode():
+        means = [
+            torch.nn.functional.conv2d(
+                batch, checkpoint.read("features.0.0.weight"), checkpoint.read("features.0.0.bias"), padding=1
+            ).mean((0, 2, 3))
+            for batch in opened.inputs(torch.device("cpu"))
+        ]
+    expected = torch.stack(means).mean(0)
+    torch.testing.assert_close(checkpoint.read("features.0.1.running_mean"), expected, atol=1e-5, rtol=1e-4)
+    opened.load(checkpoint)  # and it loads
+
+
+def test_a_finished_job_run_again_does_nothing(finished: Job) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    events: list[Event] = []
+    assert pipeline.run(finished.spec, finished.folder, events.append) == finished.artifacts
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == before
+    assert [event["type"] for event in events] == ["status"]
+
+
+def _after_stage_2(event: Event) -> bool:
+    return bool(event["type"] == "phase" and event["detail"] == "3 of 4")
+
+
+def _while_nowcasting(event: Event) -> bool:
+    return bool(event["type"] == "progress" and event["phase"] == "nowcasting")
+
+
+def _at_packaging(event: Event) -> bool:
+    return bool(event["type"] == "phase" and event["phase"] == "packaging")
+
+
+@pytest.mark.parametrize("when", [_after_stage_2, _while_nowcasting, _at_packaging])
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
+    finished: Job, tmp_path: Path, when: Callable[[Event], bool]
+) -> None:
+    with pytest.raises(Killed):
+        pipeline.run(finished.spec, tmp_path, killing(when, []))
+    assert not (tmp_path / "artifacts").exists()
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/stage.json")}
+    assert len(done) >= 4  # inputs, evaluation, two stages of forgetting
+    resumed: list[Event] = []
+    pipeline.run(finished.spec, tmp_path, resumed.append)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert sum(event["type"] == "progress" for event in resumed) < finished.steps()
+    later = resumed.index({"type": "phase", "phase": "forgetting", "detail": "3 of 4"})
+    assert not [event for event in resumed[:later] if event["type"] == "progress"]
+    contents = [
+        read_json(folder / "manifest.json")["content_sha256"] for folder in (tmp_path / "artifacts", finished.artifacts)
+    ]
+    assert contents[0] == contents[1]
+    assert [event["phase"] for event in resumed if event["type"] == "phase"] == PHASES
+
+
+def test_a_model_that_is_not_finite(tiny_spec: JobSpec, tmp_path: Path) -> None:
+    tensors = load_file(tiny_spec.model)
+    tensors["hidden.weight"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KnownError, match=r"'hidden\.weight'.*\(nonfinite_weights\)"):
+        pipeline.run(tiny_spec.model_copy(update={"model": tmp_path / "model.safetensors"}), tmp_path / "job", print)
+    assert not (tmp_path / "job" / "artifacts").exists()
+
+
+def test_nothing_is_written_for_a_job_that_cannot_be(tiny_spec: JobSpec, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(KnownError, match=r"\(unsupported_architecture\)"):
+        pipeline.run(tiny_spec.model_copy(update={"config": {"architecture": "x"}}), tmp_path / "job", events.append)
+    assert not (tmp_path / "job").exists()
+    assert events == []
+
+
+def test_another_downstream_folder_is_another_input(tiny_spec: JobSpec, tmp_path: Path) -> None:
+    """Folders have no hash, so their paths are in the key: a changed request must not take the old data."""
+    for name, label in (("a", "5"), ("b", "6")):
+        TASKS[tiny_spec.task].unpack(tiny_spec, tmp_path / name)
+        (tmp_path / name / "downstream" / "note.txt").write_text(label)
+        spec = tiny_spec.model_copy(update={"downstream": tmp_path / name / "downstream"})
+        with pytest.raises(Killed):
+            pipeline.run(spec, tmp_path / "job", killing(lambda event: event.get("phase") == "evaluating_before", []))
+    assert len(list((tmp_path / "job" / "work").glob("inputs-*"))) == 2

@@ -1,0 +1,171 @@
+"""Deaths: kill -9 of the trainer and of the worker in every phase; the job resumes and ends with the same bytes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from app.jobs.repository import connect
+from known_core.client import Client
+from known_core.stack import Stack
+from tests.conftest import SETTINGS, Inputs, ended
+
+PHASES = ["downloading", "evaluating_before", "forgetting 1 of 4", "forgetting 2 of 4", "forgetting 3 of 4",
+          "forgetting 4 of 4", "nowcasting", "calibrating", "evaluating_after", "packaging"]  # fmt: skip
+
+
+def trainers(job_id: str = "job_") -> list[psutil.Process]:
+    """The running trainer processes of a job, or of any."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "worker.trainer" in line and any(job_id in part for part in line):
+            found.append(process)
+    return found
+
+
+def _kill_in(client: Client, job_id: str, phases: list[str], kill: Callable[[], None]) -> list[str]:
+    """Kill once in each phase, as soon as its event is seen; returns the phases a kill was made in."""
+    left, killed = list(phases), []
+    for event in client.events(job_id):
+        if event["type"] == "phase" and left:
+            phase = f"{event['phase']} {event['detail']}".strip()
+            if phase in left:
+                kill()
+                killed.append(phase)
+                left = left[left.index(phase) + 1 :]
+    return killed
+
+
+def _content(client: Client, job_id: str) -> str:
+    manifest: dict[str, Any] = client._json("GET", f"/v1/jobs/{job_id}/manifest")
+    return str(manifest["content_sha256"])
+
+
+def test_the_same_request_gives_the_same_bytes(
+    client: Client, finished_job: str, start_job: Callable[..., str]
+) -> None:
+    job_id = start_job()
+    assert ended(client, job_id)["status"] == "succeeded"
+    assert _content(client, job_id) == _content(client, finished_job)
+
+
+def test_kill_9_of_the_trainer_in_every_phase(client: Client, finished_job: str, start_job: Callable[..., str]) -> None:
+    job_id = start_job()
+
+    def kill() -> None:
+        for process in trainers(job_id):
+            process.kill()
+
+    killed = _kill_in(client, job_id, PHASES, kill)
+    job = client.job(job_id)
+    assert killed == PHASES
+    assert job["status"] == "succeeded", client.logs(job_id)
+    assert job["attempts"] >= len(PHASES)  # the kill in packaging may come a moment too late to count
+    assert _content(client, job_id) == _content(client, finished_job)
+    assert trainers(job_id) == []
+
+
+def _worker_test(inputs: Inputs, folder: Path, phases: list[str]) -> None:
+    """Kill the worker (and what it supervises must die with it) in each phase, start it again each time."""
+    with Stack(folder, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
+        undisturbed = str(client.enhance(inputs.request(client, stack.url))["id"])
+        assert ended(client, undisturbed)["status"] == "succeeded"
+        job_id = str(client.enhance(inputs.request(client, stack.url))["id"])
+
+        def kill() -> None:
+            os.kill(stack.pids()["worker"], signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while trainers(job_id) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert trainers(job_id) == [], "the trainer outlived its worker"
+            stack.add_worker("worker")
+
+        assert _kill_in(client, job_id, phases, kill) == phases
+        job = client.job(job_id)
+        assert job["status"] == "succeeded", client.logs(job_id)
+        assert _content(client, job_id) == _content(client, undisturbed)
+
+
+def test_kill_9_of_the_worker(inputs: Inputs, tmp_path: Path) -> None:
+    _worker_test(inputs, tmp_path, ["evaluating_before", "forgetting 3 of 4", "evaluating_after"])
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_worker_in_every_phase(inputs: Inputs, tmp_path: Path) -> None:
+    _worker_test(inputs, tmp_path, PHASES)
+
+
+def test_a_stopped_worker_gives_its_job_back_and_another_goes_on(inputs: Inputs, tmp_path: Path) -> None:
+    """SIGTERM, as a deploy sends it, in the middle of a stage; also of the whole stack."""
+    request: dict[str, Any] = {"forgetting": {"epochs_per_stage": 300, "learning_rate": 1e-5, "batch_size": 32}}
+    with Stack(tmp_path, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
+        job_id = str(client.enhance(inputs.request(client, stack.url, **request))["id"])
+        for event in client.events(job_id):
+            if event["type"] == "progress" and event["phase"] == "forgetting":
+                break
+    assert trainers(job_id) == []
+    with Stack(tmp_path, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
+        assert client.job(job_id)["status"] in ("queued", "validating", "running")
+        job = ended(client, job_id)
+        assert job["status"] == "succeeded", client.logs(job_id)
+        statuses = [event["status"] for event in client.events(job_id) if event["type"] == "status"]
+        assert statuses == ["queued", "validating", "running", "queued", "validating", "running", "succeeded"]
+        assert job["attempts"] == 1  # being stopped is not dying
+
+
+def test_a_job_that_keeps_dying_fails(inputs: Inputs, tmp_path: Path) -> None:
+    with Stack(tmp_path, port=0, environment={**SETTINGS, "KNOWN_MAX_ATTEMPTS": "2"}) as stack:
+        with Client(stack.url) as client:
+            job_id = str(client.enhance(inputs.request(client, stack.url))["id"])
+            deadline = time.monotonic() + 60
+            while not client.job(job_id)["finished_at"] and time.monotonic() < deadline:
+                for process in trainers(job_id):
+                    process.kill()
+                time.sleep(0.1)
+            job = client.job(job_id)
+        assert job["status"] == "failed"
+        assert job["error"]["code"] == "worker_died"
+        assert job["attempts"] == 2
+
+
+def test_an_owner_frozen_past_its_lease_writes_nothing_more(inputs: Inputs, tmp_path: Path) -> None:
+    """SIGSTOP the whole worker past its lease while another takes the job; then let it go on."""
+    with Stack(tmp_path, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
+        job_id = str(client.enhance(inputs.request(client, stack.url))["id"])
+        for event in client.events(job_id):
+            if event.get("phase") == "evaluating_before":
+                break
+        frozen = psutil.Process(stack.pids()["worker"])
+        family = [frozen, *frozen.children(recursive=True)]
+        for process in family:
+            process.suspend()
+        stack.add_worker("second worker")
+        assert ended(client, job_id)["status"] == "succeeded"
+        finished = client.job(job_id)
+        events = list(client.events(job_id))
+        for process in family:
+            process.resume()
+        time.sleep(2)
+        assert client.job(job_id) == finished
+        assert list(client.events(job_id)) == events
+        assert trainers(job_id) == [], "the frozen trainer was not stopped"
+
+
+def test_a_job_whose_wake_up_is_lost_still_runs(inputs: Inputs, tmp_path: Path) -> None:
+    """Delete the queue while the worker is away: the reaper sends the wake-up again."""
+    with Stack(tmp_path, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
+        os.kill(stack.pids()["worker"], signal.SIGKILL)
+        job_id = str(client.enhance(inputs.request(client, stack.url))["id"])
+        store = connect(stack.store_url)
+        lost = list(store.scan_iter("known:celery:*known-jobs*"))
+        assert lost
+        store.delete(*lost)
+        store.zadd("known:jobs:open", {job_id: 0})  # as after half a minute
+        stack.add_worker("worker")
+        assert ended(client, job_id)["status"] == "succeeded"

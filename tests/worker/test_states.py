@@ -1,0 +1,200 @@
+"""The life of a job: the real Lua script on a real server, against a model of what is legal."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from app.jobs.record import JobStatus, new_job_id
+from app.jobs.repository import JobNotFound, JobRepository, LeaseLost, connect
+from known_core.stack import _free_port, _valkey_binary, _wait_for_port
+
+LEASE_S = 60.0
+MAX_ATTEMPTS = 3
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRepository]:
+    folder, port = tmp_path_factory.mktemp("valkey"), _free_port()
+    command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    log = folder / "log"
+    with log.open("wb") as stream:
+        server = subprocess.Popen(command, stdout=stream)
+    try:
+        _wait_for_port(port, server, Path(log))
+        yield JobRepository(connect(f"redis://127.0.0.1:{port}/0"))
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _create(repository: JobRepository) -> str:
+    job_id = new_job_id()
+    repository.create(job_id, {"request": {}, "spec": {}, "resolved": {}, "metadata": {}})
+    return job_id
+
+
+class Life(RuleBasedStateMachine):
+    """Several owners, each with the fence it was given, act in any order; leases run out when the rule says so."""
+
+    repository: JobRepository
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.job = _create(self.repository)
+        self.status = JobStatus.QUEUED
+        self.fences: list[int] = []
+        self.alive = False  # whether the newest fence's lease still runs
+        self.attempts = 0
+
+    @property
+    def held(self) -> bool:
+        return self.status in (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.CANCELING)
+
+    def _may(self, fence: int) -> bool:
+        return self.held and self.alive and fence == self.fences[-1]
+
+    @rule()
+    def claim(self) -> None:
+        fence = self.repository.claim(self.job, "owner", LEASE_S, MAX_ATTEMPTS)
+        if self.status.terminal or (self.held and self.alive):
+            assert fence is None
+        elif self.status is JobStatus.CANCELING:
+            assert fence is None
+            self.status = JobStatus.CANCELED
+        elif self.attempts >= MAX_ATTEMPTS:
+            assert fence is None
+            self.status = JobStatus.FAILED
+        else:
+            assert fence is not None
+            assert fence not in self.fences
+            self.fences.append(fence)
+            self.attempts += 1
+            self.alive, self.status = True, JobStatus.VALIDATING
+
+    @precondition(lambda self: self.alive and self.held)
+    @rule()
+    def lease_runs_out(self) -> None:
+        self.repository.heartbeat(self.job, self.fences[-1], 0.001)
+        time.sleep(0.005)
+        self.alive = False
+
+    @rule()
+    def cancel(self) -> None:
+        answer = self.repository.cancel(self.job)
+        if self.status.terminal:
+            assert answer is None
+        else:
+            self.status = JobStatus.CANCELED if self.status is JobStatus.QUEUED else JobStatus.CANCELING
+            assert answer is self.status
+
+    @precondition(lambda self: self.fences)
+    @rule(data=st.data())
+    def write(self, data: st.DataObject) -> None:
+        fence = data.draw(st.sampled_from(self.fences))
+        action = data.draw(st.sampled_from(["heartbeat", "event", "run", "succeed", "fail", "release"]))
+        allowed = self._may(fence)
+        try:
+            if action == "heartbeat":
+                self.repository.heartbeat(self.job, fence, LEASE_S)
+            elif action == "event":
+                self.repository.add_event(self.job, fence, {"type": "metric"}, {"phase": "forgetting"})
+            elif action == "run":
+                self.repository.mark_running(self.job, fence)
+            elif action == "release":
+                self.repository.release(self.job, fence, attempt_counts=True)
+            else:
+                self.repository.finish(
+                    self.job, fence, JobStatus.SUCCEEDED if action == "succeed" else JobStatus.FAILED, {"by": fence}
+                )
+        except LeaseLost:
+            assert not allowed
+            return
+        assert allowed
+        if action == "run" and self.status is JobStatus.VALIDATING:
+            self.status = JobStatus.RUNNING
+        elif action in ("succeed", "fail", "release"):
+            canceled = self.status is JobStatus.CANCELING
+            wanted = {"succeed": JobStatus.SUCCEEDED, "fail": JobStatus.FAILED, "release": JobStatus.QUEUED}[action]
+            self.status = JobStatus.CANCELED if canceled else wanted
+            self.alive = False
+
+    @invariant()
+    def the_record_is_the_model(self) -> None:
+        job = self.repository.get(self.job)
+        assert job.status is self.status
+        assert job.attempts == self.attempts
+        assert (job.finished_at is not None) == self.status.terminal
+        events = self.repository.events(self.job, "0", 10_000)
+        statuses = [event.data["status"] for event in events if event.data["type"] == "status"]
+        assert statuses[-1] == self.status
+        assert sum(JobStatus(status).terminal for status in statuses) <= 1
+
+
+def test_only_legal_lives_and_one_owner(repository: JobRepository) -> None:
+    class OnThisServer(Life):
+        pass
+
+    OnThisServer.repository = repository
+    checks = [HealthCheck.too_slow]
+    run_state_machine_as_test(
+        OnThisServer,
+        settings=settings(max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=checks),
+    )
+
+
+def test_a_job_is_overdue_until_claimed_and_after_its_lease(repository: JobRepository) -> None:
+    job_id = _create(repository)
+    assert job_id not in repository.overdue()
+    repository.look_again(job_id, -1)
+    assert job_id in repository.overdue()
+    fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS)
+    assert fence is not None
+    assert job_id not in repository.overdue()
+    repository.heartbeat(job_id, fence, 0.001)
+    time.sleep(0.005)
+    assert job_id in repository.overdue()
+    repository.cancel(job_id)
+    assert repository.claim(job_id, "other", LEASE_S, MAX_ATTEMPTS) is None
+    assert repository.status(job_id) is JobStatus.CANCELED
+    assert job_id not in repository.overdue()
+
+
+def test_a_job_that_dies_too_often_fails_and_says_why(repository: JobRepository) -> None:
+    job_id = _create(repository)
+    for _ in range(MAX_ATTEMPTS):
+        fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS)
+        assert fence is not None
+        repository.release(job_id, fence, attempt_counts=True)
+    assert repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS) is None
+    job = repository.get(job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "worker_died"
+    assert "3 times" in job.error["message"]
+
+
+def test_a_shutdown_does_not_use_up_an_attempt(repository: JobRepository) -> None:
+    job_id = _create(repository)
+    for _ in range(3 * MAX_ATTEMPTS):
+        fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS)
+        assert fence is not None
+        repository.release(job_id, fence, attempt_counts=False)
+    assert repository.status(job_id) is JobStatus.QUEUED
+
+
+def test_unknown_jobs_and_repeated_ids(repository: JobRepository) -> None:
+    with pytest.raises(JobNotFound, match="job_nowhere"):
+        repository.get("job_nowhere")
+    with pytest.raises(JobNotFound):
+        repository.claim("job_nowhere", "owner", LEASE_S, MAX_ATTEMPTS)
+    job_id = _create(repository)
+    with pytest.raises(ValueError, match=job_id):
+        repository.create(job_id, {"request": {}})
+    assert json.dumps(repository.get(job_id).request) == "{}"
