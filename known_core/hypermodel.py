@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
@@ -20,6 +20,7 @@ from known_core.kinds import Kind
 
 STATES = 5  # states a window holds
 _EXPONENT_LIMIT = 60.0  # exp(60) is 1e26: far past the tanh's saturation, far below float32's overflow
+_HISTORY_LIMIT = 1e6  # no weight is as large; beyond it float32 sums of opposite signs overflow to NaN
 _FORMAT = "known-hypermodel-1"
 
 
@@ -55,6 +56,7 @@ class KnownNetwork(nn.Module):
 
     def forward(self, history: Tensor) -> Tensor:
         """Args: history: (N, 5) float, most forgotten state first, Θ_0 last. Returns: (N,) residual in (-1, 1)."""
+        history = history.clamp(-_HISTORY_LIMIT, _HISTORY_LIMIT)
         features = torch.cat([self.values(history), self.differences(history.diff(dim=1))], dim=1)
         return torch.tanh(self.head(features)).squeeze(1)
 
@@ -115,7 +117,7 @@ class Known(nn.Module):
                 raise KnownError("hypermodel_invalid", f"{path} is safetensors, but not a KNOWN hyper-model", hint)
             known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
             known.load_state_dict(tensors)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise KnownError("hypermodel_invalid", f"{path} cannot be read as a hyper-model: {error}", hint) from error
         return known.eval()
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 Kind = Literal["conv", "fc", "bias"]
 
-_EMBEDDING = re.compile(r"(^|\.)(\w*embed(ding|dings)?|embed_\w+|wte|wpe|shared)\.weight$")
+_EMBEDDING = re.compile(r"(^|\.)(\w*embed(ding|dings)?|embed_\w+|wte|wpe|shared|relative_attention_bias)\.weight$")
 _MATRIX = re.compile(r"(weight|lora_[AB])$")
 _FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 

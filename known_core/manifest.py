@@ -28,7 +28,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     files = [
         {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != NAME
+        if path.is_file() and path != folder / NAME
     ]
     content = sha256_bytes(canonical_json(files))
     write_json(folder / NAME, {"content_sha256": content, "files": files, "versions": versions(), **facts})

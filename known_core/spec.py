@@ -66,4 +66,9 @@ class JobSpec(Settings):
 
 def candidate_names(rate: float, recurrences: int) -> list[str]:
     """The name of each prediction by the data it stands for: x2, x4, x8 with rate 0.5."""
-    return [f"x{(1 / rate) ** step:.3g}" for step in range(1, recurrences + 1)]
+    return [f"x{_three_digits((1 / rate) ** step)}" for step in range(1, recurrences + 1)]
+
+
+def _three_digits(value: float) -> str:
+    """At least three significant digits in plain decimals: 2, 1.11, 1.0e4 as 10000."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"

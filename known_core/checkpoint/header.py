@@ -90,20 +90,35 @@ def _bad(code: str, message: str) -> KnownError:
 
 def _parse(body: bytes, label: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) != len(pairs):
-            names = [name for name, _ in pairs]
-            repeated = next(name for name in names if names.count(name) > 1)
-            raise _bad("duplicate_tensor", f"{label} names {repeated[:80]!r} twice")
+        entries: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in entries:
+                raise _bad("duplicate_tensor", f"{label} names {name[:80]!r} twice")
+            if not _is_utf8(name) or (isinstance(value, str) and not _is_utf8(value)):
+                raise _bad("header_invalid", f"{label}: the header holds half a surrogate pair near {name[:80]!r}")
+            entries[name] = value
         return entries
 
+    def integer(text: str) -> int:
+        if text.startswith("-0"):
+            raise ValueError(text)  # Python reads -0 as 0; the library refuses it
+        return int(text)
+
     try:
-        entries = json.loads(body.decode("utf-8"), object_pairs_hook=unique)
+        entries = json.loads(body.decode("utf-8"), object_pairs_hook=unique, parse_int=integer)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _bad("header_invalid", f"{label}: the header is not JSON: {type(error).__name__}") from error
     if not isinstance(entries, dict):
         raise _bad("header_invalid", f"{label}: the header is a JSON {type(entries).__name__}, not an object")
     return entries
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tensor(name: str, entry: Any, data_begin: int, label: str) -> TensorInfo:
@@ -112,7 +127,7 @@ def _tensor(name: str, entry: Any, data_begin: int, label: str) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad("header_invalid", f"{label}: the entry of {name!r} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
         raise _bad("tensor_invalid", f"{label}: {name!r} has dtype {str(dtype)[:40]!r}; not one of the format's")
     if not _integers(shape) or not _integers(offsets) or len(offsets) != 2:
         raise _bad("header_invalid", f"{label}: shape and data_offsets of {name!r} must be lists of integers")

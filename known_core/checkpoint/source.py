@@ -13,7 +13,7 @@ from known_core.errors import KnownError
 MAX_FILES = 1_000_000
 MAX_UNPACKED_BYTES = 200 << 30
 MAX_RATIO = 200  # unpacked bytes per packed byte, checked above 100 MB
-_JUNK = ("__MACOSX/", ".git/", ".DS_Store")
+_JUNK = frozenset({"__MACOSX", ".git", ".DS_Store"})
 
 
 class Source(Protocol):
@@ -111,7 +111,7 @@ class ZipSource:
 
 
 def _is_junk(name: str) -> bool:
-    return any(part in name for part in _JUNK)
+    return not _JUNK.isdisjoint(name.split("/"))
 
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:
