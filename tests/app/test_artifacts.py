@@ -20,7 +20,7 @@ def test_the_download_verifies_and_loads(client: Client, finished_job: str, tmp_
     assert before.keys() == after.keys()
     assert any(not before[name].equal(after[name]) for name in before)
     (tmp_path / "all" / "x2" / "model.safetensors").write_bytes(b"altered")
-    with pytest.raises(KnownError, match="x2/model.safetensors has another sha256"):
+    with pytest.raises(KnownError, match=r"x2/model\.safetensors has another sha256"):
         verify_manifest(tmp_path / "all")
 
 

@@ -1,0 +1,50 @@
+# Everything a newcomer runs. Each target sets up what it needs.
+PYTHON ?= python3
+DATA ?= digits
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo serve check format test test-slow constraints clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(INSTALLED)  ## the environment alone, in .venv
+
+demo: install  ## the whole service once, on real images (DATA=digits or fashion)
+	@$(BIN)/known demo --data $(DATA)
+
+serve: install  ## Valkey, the API and a worker on this machine, until Ctrl-C
+	@$(BIN)/known serve
+
+check: install  ## ruff, mypy, import-linter, the documentation test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/test_docs.py
+
+format: install  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install  ## the default test suite (under 10 minutes on two cores)
+	$(BIN)/pytest
+
+test-slow: install  ## the tests that take minutes each
+	$(BIN)/pytest -m slow
+
+constraints: install  ## pin what is installed
+	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.txt
+	@$(BIN)/pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton=)' >> $(VENV)/constraints.txt
+	@cp $(VENV)/constraints.txt constraints.txt
+
+clean:  ## remove the environment and what tools left
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("known needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
