@@ -18,15 +18,19 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace every running mean and variance by their averages over ``batches``, in place.
 
     Only the normalisation layers run in training mode, so dropout does not disturb the statistics.
-    ``num_batches_tracked`` keeps its value.
+    ``num_batches_tracked`` keeps its value. A batch smaller than the first is left out: every batch weighs the same,
+    and one value a channel has no variance.
 
     Args:
         model: its first forward argument is the input.
         batches: inputs on the model's device; those of D_0.
     """
+    full = 0
     with _cumulative_statistics(model):
         for batch in batches:
-            model(batch)
+            full = full or len(batch)
+            if len(batch) == full:
+                model(batch)
 
 
 @contextmanager

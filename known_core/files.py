@@ -27,6 +27,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_tree(path: Path) -> str:
+    """Hex sha256 of a file; of a folder, over the names and hashes of all files below it."""
+    if path.is_file():
+        return sha256_file(path)
+    files = {file.relative_to(path).as_posix(): sha256_file(file) for file in path.rglob("*") if file.is_file()}
+    return sha256_bytes(canonical_json(files))
+
+
 def fsync_directory(path: Path) -> None:
     """Make the names in a folder durable (a rename alone is not)."""
     fd = os.open(path, os.O_RDONLY)

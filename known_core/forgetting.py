@@ -1,6 +1,7 @@
 """Structured forgetting: nested, shrinking subsets (paper, section 3.1)."""
 
 import hashlib
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,15 @@ def nested_subsets(labels: NDArray[np.int64], rate: float, states: int, seed: in
         raise KnownError(
             "dataset_unusable",
             f"{len(labels)} examples in {len(orders)} classes are too few for {states} nested subsets at rate {rate}",
-            f"Give at least {round(3 / rate ** (states - 1))} examples a class, or raise the rate.",
+            f"Give at least {_enough(rate, states)} examples a class, or ask for another rate.",
         )
     return subsets
+
+
+def _enough(rate: float, states: int) -> int:
+    """Examples a class with which the last subset surely has one and is smaller than the one before it."""
+    last, shrink = rate ** (states - 1), rate ** (states - 2) * (1 - rate)
+    return math.ceil(max(1 / last, 1.5 / shrink))
 
 
 def subset_hash(indices: Indices) -> str:

@@ -23,7 +23,7 @@ from known_core.calibration import has_batch_norm, recalibrate
 from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
-from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, write_json
+from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
 from known_core.forgetting import nested_subsets, subset_hash
 from known_core.hypermodel import Known
 from known_core.hypermodels import hypermodel_path
@@ -107,16 +107,9 @@ class _Run:
 
     def _download(self) -> Path:
         self._reporter.phase("downloading")
-        self._sources = {
-            name: sha256_file(path)
-            for name, path in (
-                ("model", self._spec.model), ("dataset", self._spec.dataset), ("downstream", self._spec.downstream)
-            )
-            if path is not None and path.is_file()
-        }  # fmt: skip
-        inputs: dict[str, Any] = {"sources": self._sources, "config": self._spec.config}
-        if any(path.is_dir() for path in (self._spec.model, self._spec.dataset)):
-            inputs["paths"] = [str(self._spec.model), str(self._spec.dataset), str(self._spec.downstream)]
+        paths = {"model": self._spec.model, "dataset": self._spec.dataset, "downstream": self._spec.downstream}
+        self._sources = {name: sha256_tree(path) for name, path in paths.items() if path is not None}
+        inputs = {"sources": self._sources, "config": self._spec.config}
         return self._stages.run("inputs", inputs, lambda out: TASKS[self._spec.task].unpack(self._spec, out))
 
     def _evaluate(self, task: OpenTask, candidates: dict[str, Checkpoint], phase: str) -> dict[str, Path]:

@@ -125,6 +125,8 @@ class Stack:
 
     def add_worker(self, name: str) -> None:
         """Start one more worker, or one in the place of a dead one of that name."""
+        if name in self._processes:
+            self._processes[name].wait()
         self._start(name, _WORKER)
 
     def stop(self) -> None:

@@ -8,7 +8,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from known_core.errors import KnownError
 
@@ -49,6 +56,12 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._on_step(state.global_step, state.max_steps)
+
+
+def _collate(items: list[Any]) -> dict[str, Any]:
+    """A lone example is shown twice: batch norm cannot train on one value a channel, and the mean loss is the same."""
+    batch: dict[str, Any] = default_data_collator(items * 2 if len(items) == 1 else items)
+    return batch
 
 
 def _diverged(what: str, step: int, learning_rate: float) -> KnownError:
@@ -112,7 +125,13 @@ def fine_tune(
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = _FiniteTrainer(model=model, args=arguments, train_dataset=dataset, callbacks=[_Watch(on_step)])
+        trainer = _FiniteTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=_collate,
+            callbacks=[_Watch(on_step)],
+        )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
     return trainer.loss_sum / max(1, trainer.loss_steps)

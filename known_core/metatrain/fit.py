@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes, write_json
 from known_core.hypermodel import STATES, Known
 from known_core.kinds import Kind, kind_of
@@ -70,6 +71,9 @@ def fit(
         steps: of Adam, a kind; batches of 8,192 windows, cosine from 2e-3.
         per_kind: windows a kind from each trajectory.
 
+    Raises:
+        KnownError: ``too_few_trajectories``.
+
     Returns:
         The report: settings, and for each kind the skill on held-out trajectories,
         1 - |error| / |error of predicting Θ_0|, beside that of the best plain shrinkage fitted on the same data.
@@ -78,7 +82,11 @@ def fit(
     test_folders = [folder for folder in folders if held_out(folder)]
     train_folders = [folder for folder in folders if not held_out(folder)]
     if len(train_folders) < 2 or not test_folders:
-        raise ValueError(f"{trajectories} has {len(folders)} trajectories; collect at least some twenty first")
+        raise KnownError(
+            "too_few_trajectories",
+            f"{trajectories} has {len(folders)} trajectories, {len(test_folders)} of them held out",
+            "Collect at least twenty: known metatrain collect.",
+        )
     train = load_windows(train_folders, per_kind, seed)
     test = load_windows(test_folders, per_kind, seed)
     torch.manual_seed(seed)

@@ -74,4 +74,7 @@ def test_too_few_examples(count: int) -> None:
 
 def test_the_hint_s_number_of_examples_is_enough() -> None:
     for rate in (0.1, 0.3, 0.5, 0.7, 0.9, 0.95):
-        nested_subsets(labels_of([round(3 / rate**4)] * 3), rate, 5, 0)
+        with pytest.raises(KnownError) as caught:
+            nested_subsets(labels_of([1, 1, 1]), rate, 5, 0)
+        enough = int(caught.value.hint.split("at least ")[1].split()[0])
+        nested_subsets(labels_of([enough] * 3), rate, 5, 0)

@@ -127,7 +127,7 @@ def test_fit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_few_trajectories(tmp_path: Path) -> None:
-    with pytest.raises((ValueError, KnownError), match="has 0 trajectories"):
+    with pytest.raises(KnownError, match=r"has 0 trajectories.*\(too_few_trajectories\)"):
         fit(tmp_path, "x", tmp_path / "out", steps=1, per_kind=1, seed=0)
     assert not (tmp_path / "out").exists()
 

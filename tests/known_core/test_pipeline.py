@@ -152,6 +152,7 @@ def test_statistics_are_those_of_the_data(finished: Job, tmp_path: Path) -> None
                 batch, checkpoint.read("features.0.0.weight"), checkpoint.read("features.0.0.bias"), padding=1
             ).mean((0, 2, 3))
             for batch in opened.inputs(torch.device("cpu"))
+            if len(batch) == 32
         ]
     expected = torch.stack(means).mean(0)
     torch.testing.assert_close(checkpoint.read("features.0.1.running_mean"), expected, atol=1e-5, rtol=1e-4)
@@ -218,7 +219,7 @@ def test_nothing_is_written_for_a_job_that_cannot_be(tiny_spec: JobSpec, tmp_pat
 
 
 def test_another_downstream_folder_is_another_input(tiny_spec: JobSpec, tmp_path: Path) -> None:
-    """Folders have no hash, so their paths are in the key: a changed request must not take the old data."""
+    """Folders are hashed file by file: a changed request must not take the old data."""
     for name, label in (("a", "5"), ("b", "6")):
         TASKS[tiny_spec.task].unpack(tiny_spec, tmp_path / name)
         (tmp_path / name / "downstream" / "note.txt").write_text(label)
