@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
 
 import known_core
@@ -45,7 +47,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         inspector.stop()
         await async_redis.aclose()
 
-    api = FastAPI(
+    api = FastAPIOffline(  # its /docs works on a machine without internet
         title="known",
         version=known_core.__version__,
         summary="Better pretrained weights to fine-tune from, without more data.",
@@ -60,4 +62,5 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     problems.install(api)
     for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
         api.include_router(router)
+    api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api

@@ -102,11 +102,14 @@ def enhance(
     ):
         if value is not None:
             request.setdefault(section, {})[name] = value
+    for path in (model, dataset, *([downstream] if downstream else [])):
+        if not path.exists():
+            raise KnownError("file_missing", f"there is no file or folder {path}", "Check the path.")
     with Client(server) as client:
         with progress_bars(_console) as progress:
 
             def upload(path: Path, name: str) -> dict[str, Any]:
-                task = progress.add_task(f"uploading {name}", total=None, eta="")
+                task = progress.add_task(f"uploading {name}", total=None)
                 return {
                     "upload_id": client.upload(
                         path, lambda done, all_: progress.update(task, completed=done, total=all_)
@@ -120,7 +123,7 @@ def enhance(
             if downstream is not None:
                 request.setdefault("evaluation", {})["downstream"] = upload(downstream, "downstream")
         job = client.enhance(request)
-        _console.print(f"{job['id']}  {server}{job['urls']['self']}")
+        _console.print(f"{job['id']}  {server}{job['urls']['self']}", soft_wrap=True)
         if wait:
             job = _follow(client, job["id"], out)
     _print_job(job, as_json)
@@ -199,7 +202,7 @@ def nowcast(
     from known_core.terminal import progress_bars
 
     with _interruptible("interrupted; nothing was written"), progress_bars(_console) as progress:
-        task = progress.add_task("nowcasting (bytes)", total=None, eta="")
+        task = progress.add_task("nowcasting (bytes)", total=None)
         manifest = nowcast_files(
             states,
             out,
@@ -251,7 +254,7 @@ def metatrain_fit(
     from known_core.terminal import progress_bars
 
     with _interruptible("interrupted; nothing was written"), progress_bars(_console) as progress:
-        tasks = {kind: progress.add_task(kind, total=steps, eta="") for kind in ("conv", "fc", "bias")}
+        tasks = {kind: progress.add_task(kind, total=steps) for kind in ("conv", "fc", "bias")}
         report = fit(
             trajectories,
             name,

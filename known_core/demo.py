@@ -56,7 +56,7 @@ def run_demo(data: str, data_dir: Path, console: Console) -> None:
     inputs = _prepare(data, home, console)
     console.print("[bold]2. The service[/bold]: Valkey, the API, a worker")
     with Stack(home, port=0) as stack, Client(stack.url) as client:
-        console.print(f"   {stack.url}  (logs in {stack.logs})")
+        console.print(f"   {stack.url}  (logs in {stack.logs})", soft_wrap=True)
         console.print("[bold]3. POST /enhance[/bold]")
         uploads = {name: client.upload(inputs / name) for name in ("model.safetensors", "data.zip", "downstream.zip")}
         job = client.enhance(
@@ -84,11 +84,11 @@ def run_demo(data: str, data_dir: Path, console: Console) -> None:
         console.print("[bold]4. The result[/bold]")
         result = home / "results" / job["id"]
         with progress_bars(console) as progress:
-            task = progress.add_task("downloading", total=None, eta="")
+            task = progress.add_task("downloading", total=None)
             count = client.download(
                 job["id"], result, on_bytes=lambda done, total: progress.update(task, completed=done, total=total)
             )
-        console.print(f"   {count} files in {result}, every sha256 as in manifest.json")
+        console.print(f"   {count} files in {result}, every sha256 as in manifest.json", soft_wrap=True)
         report = read_json(result / "report.json")
         accuracy = _load_and_try(result / report["selected"], inputs)
         console.print(f"   {report['selected']} loaded: {100 * accuracy:.1f} % on the test split of its own task")
@@ -108,7 +108,7 @@ def _prepare(data: str, home: Path, console: Console) -> Path:
     plan = _PLANS[data]
     folder = home / "inputs" / f"{data}-{sha256_file(Path(__file__))[:12]}"
     if folder.is_dir():
-        console.print(f"   kept from the last run: {folder}")
+        console.print(f"   kept from the last run: {folder}", soft_wrap=True)
         return folder
     sample = load_sample(data)
     generator = np.random.default_rng(0)
@@ -137,7 +137,7 @@ def _prepare(data: str, home: Path, console: Console) -> Path:
         model = build_registered(config)
         with TemporaryDirectory() as unpacked, progress_bars(console) as progress:
             train, _ = _open_images(temporary, Path(unpacked))
-            task = progress.add_task("pre-training", total=None, eta="")
+            task = progress.add_task("pre-training", total=None)
             fine_tune(
                 model,
                 train,

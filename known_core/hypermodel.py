@@ -10,12 +10,11 @@ from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
+from known_core.checkpoint.writer import save_tensors
 from known_core.errors import KnownError
-from known_core.files import atomic_path
 from known_core.kinds import Kind
 
 STATES = 5  # states a window holds
@@ -95,9 +94,8 @@ class Known(nn.Module):
         return residual
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, atomically."""
-        with atomic_path(path) as temporary:
-            save_file(self.state_dict(), temporary, metadata={**self.metadata, "format": "pt", "known": _FORMAT})
+        """Write one safetensors file, atomically; the same bytes each time."""
+        save_tensors(path, self.state_dict(), {**self.metadata, "format": "pt", "known": _FORMAT})
 
     @classmethod
     def load(cls, path: Path) -> "Known":

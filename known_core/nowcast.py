@@ -88,28 +88,29 @@ def nowcast(
                     name = first.logical_name(stored)
                     info = first.tensors[name]
                     kind = kind_of(name, shapes, info.dtype)
-                    theta = first.read(name)
+                    theta = first.read_finite(name)
                     if kind is None:
                         predictions = [theta] * len(writers)
                     else:
-                        history = [theta, *(state.read(name) for state in states[1:])]
-                        predictions = retrodict(known, kind, history, len(writers))
-                        _check_finite(name, predictions[-1])
+                        history = [theta, *(state.read_finite(name) for state in states[1:])]
+                        steps = retrodict(known, kind, history, len(writers))
+                        predictions = [_finite(name, step.to(theta.dtype)) for step in steps]
                     counts[kind or "carried"] += info.numel
                     for writer, prediction in zip(writers, predictions, strict=True):
-                        writer.write(stored, prediction.to(theta.dtype))
+                        writer.write(stored, prediction)
                     done += info.end - info.begin
                     on_bytes(done, total)
     return counts
 
 
-def _check_finite(name: str, prediction: Tensor) -> None:
+def _finite(name: str, prediction: Tensor) -> Tensor:
     if not torch.isfinite(prediction).all():
         raise KnownError(
             "nonfinite_weights",
-            f"the prediction of {name!r} is not finite",
-            "Check that every state's weights are finite: a NaN in any of them spreads.",
+            f"the prediction of {name!r} is not finite in {prediction.dtype}",
+            "The states are finite, so the hyper-model is at fault: use another one, or fewer recurrences.",
         )
+    return prediction
 
 
 def _copy_other_files(checkpoint: Checkpoint, target: Path) -> None:

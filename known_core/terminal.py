@@ -4,54 +4,72 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
+
+
+class _TimeLeft(ProgressColumn):
+    """The estimate that came with the task (``eta_s``, seconds), else the bar's own."""
+
+    def render(self, task: Task) -> Text:
+        left_s = task.fields.get("eta_s", task.time_remaining)
+        return Text(f"{left_s:.0f} s left" if left_s and not task.finished else "")
 
 
 def progress_bars(console: Console) -> Progress:
-    """Bars with steps, elapsed time and the server's estimate of the time left."""
+    """Bars with steps, elapsed time and an estimate of the time left."""
     return Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[eta]}"),
         TimeElapsedColumn(),
+        _TimeLeft(),
         console=console,
     )
 
 
 def show_events(events: Iterable[dict[str, Any]], console: Console) -> None:
     """Draw a job's events until they end."""
+    ended = ""
     with progress_bars(console) as progress:
         current: TaskID | None = None
         for event in events:
             if event["type"] == "phase":
                 _complete(progress, current)
                 label = f"{event['phase']} {event['detail']}".strip()
-                current = progress.add_task(label, total=None, eta="")
+                current = progress.add_task(label, total=None)
             elif event["type"] == "progress" and current is not None:
-                eta = event["eta_seconds"]
-                left = f"{eta:.0f} s left" if eta else ""
-                progress.update(current, completed=event["step"], total=event["total"], eta=left)
+                progress.update(current, completed=event["step"], total=event["total"], eta_s=event["eta_seconds"])
             elif event["type"] == "status" and event["status"] in ("succeeded", "failed", "canceled"):
                 _complete(progress, current)
-                current = None
-                progress.console.print(f"job {event['status']}")
+                current, ended = None, event["status"]
+    console.print(f"job {ended}")
 
 
 def _complete(progress: Progress, task: TaskID | None) -> None:
     if task is None:
         return
     total = progress.tasks[task].total or 1
-    progress.update(task, completed=total, total=total, eta="")
+    progress.update(task, completed=total, total=total)
     progress.stop_task(task)
 
 
 def show_report(report: dict[str, Any], console: Console) -> None:
     """The before/after table and the conclusion."""
-    table = Table(title="Before and after (accuracy, %)")
-    for column in ("candidate", "fine-tuned downstream", "gain [95%], points", "learning rate", "D_0's own task"):
-        table.add_column(column, justify="left" if column == "candidate" else "right")
+    table = Table(title="Before and after: accuracy in %")
+    table.add_column("candidate", no_wrap=True)
+    for column in ("downstream", "gain, points [95%]", "lr", "own task"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in report["transfer"].items():
         gain = row["gain"]
         shown = f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]" if gain else "–"

@@ -20,7 +20,8 @@ _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-_NAME = re.compile(r"[^\x00-\x1f/\\]{1,512}\Z")
+_NAME = re.compile(r"[^\x00-\x1f/\\\ud800-\udfff]{1,512}\Z")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a pair: JSON can escape it, UTF-8 cannot hold it
 _REMEDY = "Save the checkpoint again with safetensors and compare the sha256 before and after the transfer."
 
 
@@ -75,8 +76,8 @@ def read_header(stream: BinaryIO, size: int, label: str) -> Header:
         raise _bad("header_truncated", f"{label} claims a header of {length} bytes but has {size - 8} after the length")
     entries = _parse(body, label)
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _bad("header_invalid", f"{label}: __metadata__ must map strings to strings")
+    if not isinstance(metadata, dict) or not all(_is_utf8(text) for item in metadata.items() for text in item):
+        raise _bad("header_invalid", f"{label}: __metadata__ must map UTF-8 strings to UTF-8 strings")
     if len(entries) > MAX_TENSORS:
         raise _bad("too_many_tensors", f"{label} names {len(entries)} tensors; the limit is {MAX_TENSORS}")
     tensors = {name: _tensor(name, entry, 8 + length, label) for name, entry in entries.items()}
@@ -94,8 +95,6 @@ def _parse(body: bytes, label: str) -> dict[str, Any]:
         for name, value in pairs:
             if name in entries:
                 raise _bad("duplicate_tensor", f"{label} names {name[:80]!r} twice")
-            if not _is_utf8(name) or (isinstance(value, str) and not _is_utf8(value)):
-                raise _bad("header_invalid", f"{label}: the header holds half a surrogate pair near {name[:80]!r}")
             entries[name] = value
         return entries
 
@@ -113,17 +112,16 @@ def _parse(body: bytes, label: str) -> dict[str, Any]:
     return entries
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _is_utf8(value: Any) -> bool:
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _tensor(name: str, entry: Any, data_begin: int, label: str) -> TensorInfo:
     if not _NAME.match(name) or ".." in name:
-        raise _bad("tensor_name_invalid", f"{label}: tensor name {name[:80]!r} is empty, too long or looks like a path")
+        raise _bad(
+            "tensor_name_invalid",
+            f"{label}: tensor name {name[:80]!r} is empty, too long, looks like a path or is not UTF-8",
+        )
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad("header_invalid", f"{label}: the entry of {name!r} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -58,7 +58,7 @@ def _indexed_files(source: Source, names: list[str]) -> list[str]:
         if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
             raise KnownError("shard_path_invalid", f"{INDEX} names the shard {str(file)[:120]!r}", hint)
         if file not in names:
-            raise KnownError("weights_missing", f"{INDEX} names {file}, which is not there", hint)
+            raise KnownError("weights_missing", f"{INDEX} names {file[:120]!r}, which is not there", hint)
     return files
 
 
@@ -144,16 +144,21 @@ class Checkpoint:
         tensor: Tensor = self._open[file].get_tensor(self.prefix + name)
         return tensor
 
+    def read_finite(self, name: str) -> Tensor:
+        """:meth:`read`. Raises: KnownError ``nonfinite_weights`` when the tensor holds a NaN or an infinity."""
+        tensor = self.read(name)
+        if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():  # float8 has no isfinite
+            raise KnownError(
+                "nonfinite_weights",
+                f"{name!r} in {self.path.name} holds NaN or infinite values",
+                "Start from a checkpoint whose training did not diverge.",
+            )
+        return tensor
+
     def check_finite(self) -> None:
         """Raises: KnownError ``nonfinite_weights`` naming the first tensor with a NaN or an infinity."""
         for name in self.tensors:
-            tensor = self.read(name)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise KnownError(
-                    "nonfinite_weights",
-                    f"{name!r} holds NaN or infinite values",
-                    "Start from a checkpoint whose training did not diverge.",
-                )
+            self.read_finite(name)
 
 
 def check_same_tensors(states: Sequence[Checkpoint], labels: Sequence[str]) -> None:

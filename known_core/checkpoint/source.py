@@ -1,19 +1,27 @@
 """A folder, a zip or a single file, read as one set of named files; and unpacking a zip within limits."""
 
+import io
 import shutil
 import stat
 import zipfile
-from contextlib import closing
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol, cast
+from typing import IO, Any, BinaryIO, Protocol
 
 from known_core.errors import KnownError
 
 MAX_FILES = 1_000_000
 MAX_UNPACKED_BYTES = 200 << 30
 MAX_RATIO = 200  # unpacked bytes per packed byte, checked above 100 MB
+MAX_NAME_BYTES = 1024
+MAX_PART_BYTES = 255  # what Linux file systems take
+MAX_DEPTH = 64
 _JUNK = frozenset({"__MACOSX", ".git", ".DS_Store"})
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 
 class Source(Protocol):
@@ -73,29 +81,35 @@ class ZipSource:
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (*_DAMAGE, OSError) as error:
             raise KnownError(
                 "archive_invalid", f"the archive cannot be read: {error}", "Make it again with `zip -r`."
             ) from error
-        entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
+        entries = [entry for entry in self._zip.infolist() if not entry.filename.endswith("/")]
         if len(entries) > MAX_FILES:
-            raise KnownError("archive_limit", f"the archive holds {len(entries)} files; the limit is {MAX_FILES}", "")
-        unpacked, packed = sum(e.file_size for e in entries), sum(e.compress_size for e in entries)
-        if unpacked > MAX_UNPACKED_BYTES or (unpacked > 100_000_000 and unpacked > MAX_RATIO * packed):
+            raise KnownError(
+                "archive_limit",
+                f"the archive holds {len(entries)} files; the limit is {MAX_FILES}",
+                "Give fewer files, or the data as parquet.",
+            )
+        # the directory's own packed sizes can count the same bytes many times over
+        unpacked, packed = sum(entry.file_size for entry in entries), path.stat().st_size
+        if expands_too_far(packed, unpacked):
             raise KnownError(
                 "archive_limit",
                 f"the archive unpacks from {packed} to {unpacked} bytes",
                 f"Limits: {MAX_UNPACKED_BYTES} bytes and {MAX_RATIO} times the packed size.",
             )
-        kept = [entry for entry in entries if not _is_junk(entry.filename)]
-        for entry in kept:
-            _check_entry(entry)
-        tops = {entry.filename.partition("/")[0] for entry in kept}
-        wrapped = len(tops) == 1 and all("/" in entry.filename for entry in kept)
+        kept = {entry.filename.removeprefix("./"): entry for entry in entries if not _is_junk(entry.filename)}
+        for entry in kept.values():
+            _check_entry(entry, packed)
+        _check_layout(kept)
+        tops = {name.partition("/")[0] for name in kept}
+        wrapped = len(tops) == 1 and all("/" in name for name in kept)
         prefix = f"{tops.pop()}/" if wrapped else ""
         if PurePosixPath(prefix).name in ("train", "test"):
             prefix = ""  # a split, not a wrapper
-        self._entries = {entry.filename.removeprefix(prefix): entry for entry in kept}
+        self._entries = {name.removeprefix(prefix): entry for name, entry in kept.items()}
 
     def names(self) -> list[str]:
         return sorted(self._entries)
@@ -104,29 +118,95 @@ class ZipSource:
         return self._entries[name].file_size
 
     def open(self, name: str) -> BinaryIO:
-        return cast(BinaryIO, self._zip.open(self._entries[name]))
+        with _damage_named(name):
+            return io.BufferedReader(_EntryStream(self._zip.open(self._entries[name]), name))
 
     def close(self) -> None:
         self._zip.close()
+
+
+class _EntryStream(io.RawIOBase):
+    """The bytes of a zip's entry. Damage shows only as they are read, and is then an error that names the entry."""
+
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def readinto(self, buffer: Any) -> int:
+        with _damage_named(self._name):
+            data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with _damage_named(self._name):
+            return self._stream.seek(offset, whence)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = str(error) or "it ends too early"
+        raise KnownError(
+            "archive_invalid", f"{name[:120]!r} in the archive is damaged: {reason}", "Make the zip again."
+        ) from error
+
+
+def expands_too_far(packed: int, unpacked: int) -> bool:
+    """Whether ``packed`` bytes that become ``unpacked`` bytes are a bomb."""
+    return unpacked > MAX_UNPACKED_BYTES or (unpacked > 100_000_000 and unpacked > MAX_RATIO * packed)
 
 
 def _is_junk(name: str) -> bool:
     return not _JUNK.isdisjoint(name.split("/"))
 
 
-def _check_entry(entry: zipfile.ZipInfo) -> None:
-    path = PurePosixPath(entry.filename)
-    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or "\0" in entry.orig_filename:
+def _check_entry(entry: zipfile.ZipInfo, archive_bytes: int) -> None:
+    name = repr(entry.filename[:120])
+    parts = entry.filename.removeprefix("./").split("/")
+    if not {"", ".", ".."}.isdisjoint(parts) or "\\" in entry.filename or "\0" in entry.orig_filename:
+        raise KnownError("archive_path_invalid", f"the archive holds the path {name}", "Use relative paths inside.")
+    longest = max(len(part.encode()) for part in parts)
+    if len(parts) > MAX_DEPTH or longest > MAX_PART_BYTES or len(entry.filename.encode()) > MAX_NAME_BYTES:
         raise KnownError(
-            "archive_path_invalid", f"the archive holds the path {entry.filename[:120]!r}", "Use relative paths inside."
+            "archive_path_invalid",
+            f"the path {name} in the archive is too long or too deep",
+            f"Limits: {MAX_NAME_BYTES} bytes, {MAX_PART_BYTES} in each name, {MAX_DEPTH} levels.",
         )
-    mode = entry.external_attr >> 16
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+    if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
         raise KnownError(
-            "not_regular_file", f"{entry.filename[:120]!r} in the archive is a link or a device", "Zip the files."
+            "not_regular_file", f"{name} in the archive is a link or a device", "Zip the files themselves."
         )
     if entry.flag_bits & 1:
-        raise KnownError("archive_invalid", f"{entry.filename[:120]!r} is encrypted", "Zip without a password.")
+        raise KnownError("archive_invalid", f"{name} is encrypted", "Zip without a password.")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise KnownError(
+            "archive_invalid", f"{name} is packed by method {entry.compress_type}", "Zip with deflate or store."
+        )
+    if not 0 <= entry.header_offset < archive_bytes:
+        raise KnownError("archive_invalid", f"{name} lies outside of the archive", "Make it again with `zip -r`.")
+
+
+def _check_layout(names: Iterable[str]) -> None:
+    """Refuse a name that is a file and a folder: sorted by parts, what lies below a name comes directly after it."""
+    for name, following in pairwise(sorted(name.split("/") for name in names)):
+        if following[: len(name)] == name:
+            raise KnownError(
+                "archive_path_invalid",
+                f"{'/'.join(name)[:120]!r} in the archive is a file and a folder",
+                "Rename one of them.",
+            )
 
 
 def open_source(path: Path, *, single_file_name: str) -> FolderSource | FileSource | ZipSource:
@@ -150,16 +230,16 @@ def unpack(path: Path, target: Path, *, single_file_name: str) -> None:
     """Write the files at ``path`` below ``target``, counting bytes as they are unpacked.
 
     Raises:
-        KnownError: ``archive_limit`` when a file unpacks to more than its directory entry says.
+        KnownError: what :func:`open_source` raises; ``archive_invalid`` for damaged bytes, ``archive_limit`` for a file
+            that has not the size its directory entry claims.
     """
     source = open_source(path, single_file_name=single_file_name)
     for name in source.names():
         destination = target / name
         destination.parent.mkdir(parents=True, exist_ok=True)
         with closing(source.open(name)) as stream, destination.open("wb") as out:
-            try:
-                shutil.copyfileobj(stream, out, 1 << 20)
-            except zipfile.BadZipFile as error:
-                raise KnownError("archive_invalid", f"{name} is damaged: {error}", "Make the zip again.") from error
+            shutil.copyfileobj(stream, out, 1 << 20)
         if destination.stat().st_size != source.size(name):
-            raise KnownError("archive_limit", f"{name} does not have the size the archive claims", "Make it again.")
+            raise KnownError(
+                "archive_limit", f"{name[:120]!r} does not have the size the archive claims", "Make the zip again."
+            )

@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -52,7 +52,12 @@ def _block(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
 
 
 REGISTERED: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN}
-_BOUNDS = {"num_classes": (2, 100_000), "in_chans": (1, 3), "img_size": (8, 1024), "width": (1, 1024)}
+_INTEGERS: dict[str, tuple[Container[int], str]] = {
+    "num_classes": (range(2, 100_001), "an integer from 2 to 100,000"),
+    "in_chans": ((1, 3), "1 or 3"),
+    "img_size": (range(8, 1025), "an integer from 8 to 1024"),
+    "width": (range(1, 1025), "an integer from 1 to 1024"),
+}
 NOT_ARGUMENTS = ("architecture", "label_names", "mean", "std")  # config fields that describe data or labels
 
 
@@ -60,10 +65,10 @@ def build_registered(config: dict[str, Any]) -> nn.Module:
     """The module a config names; its weights are random.
 
     Raises:
-        KnownError: ``unsupported_architecture``, ``config_invalid``, ``model_too_large``.
+        KnownError: ``unsupported_architecture``, ``config_invalid``.
     """
     name = config["architecture"]
-    if name not in REGISTERED:
+    if not isinstance(name, str) or name not in REGISTERED:
         raise KnownError(
             "unsupported_architecture",
             f"architecture {str(name)[:80]!r} is not registered",
@@ -76,15 +81,13 @@ def build_registered(config: dict[str, Any]) -> nn.Module:
             raise KnownError(
                 "config_invalid", f"{name} has no argument {key[:80]!r}", f"Its arguments: {sorted(accepted)}."
             )
-        if key in _BOUNDS:
-            low, high = _BOUNDS[key]
-            if type(value) is not int or not low <= value <= high:
-                raise KnownError(
-                    "config_invalid",
-                    f"{key} is {str(value)[:80]!r} in the config",
-                    f"Give an integer from {low} to {high}.",
-                )
+        if key in _INTEGERS:
+            allowed, words = _INTEGERS[key]
+            if type(value) is not int or value not in allowed:
+                raise KnownError("config_invalid", f"{key} is {str(value)[:80]!r} in the config", f"Give {words}.")
     try:
         return REGISTERED[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise KnownError("config_invalid", f"{name} cannot be built: {error}", "Correct config.json.") from error
+        raise KnownError(
+            "config_invalid", f"{name} cannot be built: {str(error)[:200]}", f"Its arguments: {sorted(accepted)}."
+        ) from error

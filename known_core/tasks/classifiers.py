@@ -1,8 +1,10 @@
 """Image classifiers: from a config and a checkpoint to a module and back, for transformers and registered networks."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,19 +13,30 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.reader import WEIGHTS
-from known_core.checkpoint.source import Source
+from known_core.checkpoint.source import FolderSource, Source
 from known_core.errors import KnownError
-from known_core.files import atomic_path
+from known_core.files import atomic_path, write_json
 from known_core.tasks.architectures import NOT_ARGUMENTS, build_registered
 
 Preprocess = Callable[[list[Image.Image]], Tensor]  # images to (N, C, H, W) float32
 Shapes = Mapping[str, tuple[int, ...]]
 _REFUSED_FIELDS = ("trust_remote_code", "_attn_implementation_internal", "_attn_implementation", "custom_pipelines")
-_MAX_CONFIG_BYTES = 1 << 20
+_MAX_JSON_BYTES = 1 << 20
+_MAX_JSON_DEPTH = 64
+_MAX_MODEL_SIZES = 4_000_000  # a config's integers added up; 1.2 million in the largest of transformers (vocabularies)
+_MAX_PROCESSOR_SIZES = 10_000  # the same for a processor: sides in pixels; 4,482 in the largest of transformers
+_MAX_NETWORK_TENSORS = 10_000  # parameters and buffers; 1,200 in the largest default of transformers
+_MAX_NETWORK_ELEMENTS = 1 << 34  # of these; 64 GiB in float32
+_MAX_PIXEL = 1e6  # of means and standard deviations: float32 pixels stay finite
+_PROCESSOR = "preprocessor_config.json"
 
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
@@ -64,7 +77,6 @@ def read_config(source: Source, given: dict[str, Any] | None) -> dict[str, Any]:
         raise KnownError(
             "config_invalid", "the checkpoint has a config.json and the request a config", "Give one of them."
         ).at("/model/config")
-    config: Any = given
     if given is None:
         if "config.json" not in names:
             raise KnownError(
@@ -73,34 +85,70 @@ def read_config(source: Source, given: dict[str, Any] | None) -> dict[str, Any]:
                 'Zip the folder save_pretrained wrote, or name a registered architecture in the request: "config": '
                 '{"architecture": "small-cnn", "num_classes": 10, ...}.',
             )
-        try:
-            with source.open("config.json") as stream:
-                config = json.loads(stream.read(_MAX_CONFIG_BYTES + 1))
-        except (ValueError, RecursionError) as error:
-            raise KnownError("config_invalid", f"config.json is not JSON: {type(error).__name__}", "") from error
-    if not isinstance(config, dict):
-        raise KnownError("config_invalid", f"the config is a JSON {type(config).__name__}", "It must be an object.")
-    _refuse_code(config)
-    return config
+        return _read_fields(source, "config.json", "config_invalid")
+    _check_fields(given, "the config", "config_invalid")
+    return given
 
 
-def _refuse_code(value: Any) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "auto_map":
+def _read_fields(source: Source, name: str, code: str) -> dict[str, Any]:
+    """The object in a JSON file, checked; ``code`` is the error of a file that holds none."""
+    hint = f"Write {name} again with save_pretrained."
+    try:
+        with source.open(name) as stream:
+            fields = json.loads(stream.read(_MAX_JSON_BYTES + 1))
+    except (ValueError, RecursionError) as error:
+        what = f"{name} is not JSON of at most {_MAX_JSON_BYTES} bytes: {type(error).__name__}"
+        raise KnownError(code, what, hint) from error
+    if not isinstance(fields, dict):
+        raise KnownError(code, f"{name} holds a JSON {type(fields).__name__}, not an object", hint)
+    _check_fields(fields, name, code)
+    return fields
+
+
+def _check_fields(fields: dict[str, Any], label: str, code: str) -> None:
+    """Refuse what could make transformers run code, at any depth."""
+    for key, value, depth in _walk(fields):
+        if depth > _MAX_JSON_DEPTH:
+            raise KnownError(code, f"{label} is nested more than {_MAX_JSON_DEPTH} deep at {key[:80]!r}", "Flatten it.")
+        if key == "auto_map":
+            raise KnownError(
+                "remote_code_refused",
+                f"{label} has auto_map, which points at code: {str(value)[:120]!r}",
+                "Remove auto_map and use a class that transformers has itself.",
+            )
+        if key in _REFUSED_FIELDS and value is not None:
+            raise KnownError(
+                "config_field_refused",
+                f"{label} sets {key} to {str(value)[:80]!r}",
+                "Remove the field: it can run foreign code.",
+            )
+
+
+def _check_sizes(fields: dict[str, Any], limit: int, label: str, code: str) -> None:
+    """Bound what a constructor is told to make: labels, lists, images of any size, before there is a tensor."""
+    total = 0
+    for key, value, _ in _walk(fields):
+        if type(value) is int:
+            total += abs(value)
+            if total > limit:
                 raise KnownError(
-                    "remote_code_refused",
-                    f"the config has auto_map, which points at code: {str(item)[:120]}",
-                    "Remove auto_map and use an architecture that transformers has itself.",
+                    code,
+                    f"{label} is too large: its integers add up to more than {limit}; "
+                    f"{key[:80]!r} is {str(value)[:40]}",
+                    "Correct the size, or remove the field where it is not one.",
                 )
-            if key in _REFUSED_FIELDS and item is not None:
-                raise KnownError(
-                    "config_field_refused", f"the config sets {key}", "Remove the field: it can run foreign code."
-                )
-            _refuse_code(item)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_code(item)
+
+
+def _walk(fields: dict[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """Each value inside a JSON object, its field's name and its depth; no recursion, as a stranger chose the depth."""
+    pending: list[tuple[str, Any, int]] = [("", fields, 0)]
+    while pending:
+        name, value, depth = pending.pop()
+        yield name, value, depth
+        if isinstance(value, dict):
+            pending += [(key, item, depth + 1) for key, item in value.items()]
+        elif isinstance(value, list):
+            pending += [(name, item, depth + 1) for item in value]
 
 
 def classifier_for(config: dict[str, Any]) -> Classifier:
@@ -130,9 +178,28 @@ class RegisteredClassifier:
             or not all(isinstance(name, str) for name in names)
         ):
             raise KnownError(
-                "config_invalid", "label_names is not a list of num_classes strings", "Correct or drop it."
+                "config_invalid",
+                f"label_names is {str(names)[:80]!r}; the network has {self.num_labels} outputs",
+                f"Give a list of {self.num_labels} strings, or drop it.",
             )
         self.label_names = names
+        self._mean = self._per_channel("mean", -_MAX_PIXEL)
+        self._std = self._per_channel("std", 1 / _MAX_PIXEL)
+
+    def _per_channel(self, field: str, low: float) -> Tensor:
+        channels = self._config.get("in_chans", 3)
+        values = self._config.get(field, [0.5] * channels)
+        if (
+            not isinstance(values, list)
+            or len(values) != channels
+            or not all(type(value) in (int, float) and low <= value <= _MAX_PIXEL for value in values)
+        ):
+            raise KnownError(
+                "config_invalid",
+                f"{field} is {str(values)[:80]!r} in the config",
+                f"Give a list of {channels} numbers from {low:g} to {_MAX_PIXEL:g}, one for each channel.",
+            )
+        return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
     def check(self, shapes: Shapes) -> None:
         expected = self._expected
@@ -166,8 +233,6 @@ class RegisteredClassifier:
     def preprocessor(self, folder: Path) -> Preprocess:
         channels = self._config.get("in_chans", 3)
         size = self._config.get("img_size", 32)
-        mean = torch.tensor(self._config.get("mean", [0.5] * channels)).view(1, -1, 1, 1)
-        std = torch.tensor(self._config.get("std", [0.5] * channels)).view(1, -1, 1, 1)
 
         def preprocess(images: list[Image.Image]) -> Tensor:
             resized = [
@@ -176,7 +241,7 @@ class RegisteredClassifier:
             ]
             pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized]))
             pixels = pixels.unsqueeze(1) if channels == 1 else pixels.permute(0, 3, 1, 2)
-            return (pixels.float() / 255 - mean) / std
+            return (pixels.float() / 255 - self._mean) / self._std
 
         return preprocess
 
@@ -198,15 +263,19 @@ class TransformersClassifier:
                 "registered architecture.",
             )
         self._class = getattr(transformers, architectures[0])
-        try:
+        _check_sizes(config, _MAX_MODEL_SIZES, "the config", "model_too_large")
+        self._fields = config
+        with _transformers_on("the config", "config_invalid"):
             self._config = transformers.AutoConfig.for_model(**config)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise KnownError(
-                "config_invalid", f"the config is not valid: {error}", "Write it with save_pretrained."
-            ) from error
         id2label: dict[int, str] = getattr(self._config, "id2label", None) or {}
         self.num_labels = len(id2label)
-        labels = [str(id2label.get(index, "")) for index in range(self.num_labels)]
+        if id2label.keys() != set(range(self.num_labels)):
+            raise KnownError(
+                "config_invalid",
+                f"id2label numbers its labels {str(list(id2label))[:80]}",
+                f"Number the {self.num_labels} labels from 0, as the outputs are.",
+            )
+        labels = [str(id2label[index]) for index in range(self.num_labels)]
         generic = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
         self.label_names = None if generic else labels
 
@@ -217,11 +286,9 @@ class TransformersClassifier:
         return model, info
 
     def check(self, shapes: Shapes) -> None:
-        try:
+        with _transformers_on("the config", "config_invalid"), _bounded_construction():
             tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             _, info = self._build(self._config, tensors, device_map="meta")
-        except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
-            raise KnownError("config_invalid", f"the model cannot be built: {error}", "Correct config.json.") from error
         problems = [f"missing {name}" for name in info["missing_keys"]]
         problems += [f"unexpected {name}" for name in info["unexpected_keys"]]
         problems += [
@@ -248,14 +315,22 @@ class TransformersClassifier:
         model.save_pretrained(folder)
 
     def preprocessor(self, folder: Path) -> Preprocess:
-        if not (folder / "preprocessor_config.json").is_file():
-            raise _no_processor()
-        try:
-            processor = transformers.AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                folder, local_files_only=True
+        return self.preprocessor_of(FolderSource(folder))
+
+    def preprocessor_of(self, source: Source) -> Preprocess:
+        """The preprocessor, once it has taken a small image.
+
+        Raises:
+            KnownError: ``processor_missing``, ``processor_invalid``, ``remote_code_refused``, ``config_field_refused``.
+        """
+        if _PROCESSOR not in source.names():
+            raise KnownError(
+                "processor_missing",
+                f"the checkpoint has no {_PROCESSOR}",
+                "Save the image processor beside the weights: processor.save_pretrained(folder).",
             )
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise KnownError("processor_invalid", f"preprocessor_config.json: {error}", "") from error
+        fields = _read_fields(source, _PROCESSOR, "processor_invalid")
+        _check_sizes(fields, _MAX_PROCESSOR_SIZES, _PROCESSOR, "processor_invalid")
         channels = int(getattr(self._config, "num_channels", 3))
 
         def preprocess(images: list[Image.Image]) -> Tensor:
@@ -263,21 +338,82 @@ class TransformersClassifier:
             pixels: Tensor = batch["pixel_values"]
             return pixels
 
+        # A folder of these two alone: transformers would prefer other files, which nobody has looked at.
+        with TemporaryDirectory() as folder, _transformers_on(_PROCESSOR, "processor_invalid"):
+            write_json(Path(folder) / "config.json", self._fields)
+            write_json(Path(folder) / _PROCESSOR, fields)
+            processor = transformers.AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            shape = tuple(preprocess([Image.new("RGB", (32, 32))]).shape)
+        if len(shape) != 4 or shape[:2] != (1, channels):
+            raise KnownError(
+                "processor_invalid",
+                f"{_PROCESSOR} makes a tensor of shape {shape} of one image; the network takes (1, {channels}, H, W)",
+                "Save the image processor that belongs to the model: processor.save_pretrained(folder).",
+            )
         return preprocess
 
 
 def check_processor(source: Source, config: dict[str, Any]) -> None:
-    """Raises: KnownError ``processor_missing`` where a transformers checkpoint does not say how images enter it."""
-    if "architecture" not in config and "preprocessor_config.json" not in source.names():
-        raise _no_processor()
+    """Check how images enter a transformers checkpoint.
+
+    Raises:
+        KnownError: what :meth:`TransformersClassifier.preprocessor_of` raises.
+    """
+    if "architecture" not in config:
+        TransformersClassifier(config).preprocessor_of(source)
 
 
-def _no_processor() -> KnownError:
-    return KnownError(
-        "processor_missing",
-        "the checkpoint has no preprocessor_config.json",
-        "Save the image processor beside the weights: processor.save_pretrained(folder).",
-    )
+@contextmanager
+def _transformers_on(file: str, code: str) -> Iterator[None]:
+    """Turn whatever transformers raises over a stranger's file into one KnownError.
+
+    The one place that catches every Exception: what a constructor raises depends on the value it stumbles over, such
+    as KeyError for an activation, ZeroDivisionError for a head count or StrictDataclassError for a type.
+    """
+    try:
+        yield
+    except KnownError:
+        raise
+    except Exception as error:
+        raise KnownError(
+            code,
+            f"transformers cannot use {file}: {type(error).__name__}: {str(error)[:300]}",
+            "Correct the value it names, or write the file again with save_pretrained.",
+        ) from error
+
+
+@contextmanager
+def _bounded_construction() -> Iterator[None]:
+    """Stop a network while it is built, once it has too many tensors or elements.
+
+    They are counted as modules register them: no rule about config fields covers every architecture, and a million
+    layers take minutes to build even on the meta device, without memory.
+
+    Raises:
+        KnownError: ``model_too_large``.
+    """
+    tensors = elements = 0
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal tensors, elements
+        if tensor is not None:
+            tensors, elements = tensors + 1, elements + tensor.numel()
+            if tensors > _MAX_NETWORK_TENSORS or elements > _MAX_NETWORK_ELEMENTS:
+                raise KnownError(
+                    "model_too_large",
+                    f"the config's network has at least {tensors} tensors with {elements} elements; the limits are "
+                    f"{_MAX_NETWORK_TENSORS} and {_MAX_NETWORK_ELEMENTS}",
+                    "Correct the sizes and the number of layers in config.json.",
+                )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _fresh_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:

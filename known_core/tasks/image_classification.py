@@ -1,6 +1,7 @@
 """Image classification: a transformers or registered classifier, an imagefolder or parquet data set."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.reader import WEIGHTS, read_headers, wrapper_prefix
-from known_core.checkpoint.source import Source, open_source, unpack
+from known_core.checkpoint.source import open_source, unpack
 from known_core.errors import KnownError
 from known_core.files import read_json, write_json
 from known_core.forgetting import nested_subsets
@@ -30,8 +31,8 @@ class ImageClassification:
     """See :class:`known_core.tasks.base.Task`."""
 
     def inspect(self, spec: JobSpec) -> dict[str, Any]:
-        model = _open(spec.model, WEIGHTS, "/model")
-        try:
+        with _pointing_at("/model"):
+            model = open_source(spec.model, single_file_name=WEIGHTS)
             config = read_config(model, spec.config)
             classifier = classifier_for(config)
             headers = read_headers(model)
@@ -39,38 +40,35 @@ class ImageClassification:
             prefix = wrapper_prefix(stored)
             classifier.check({name.removeprefix(prefix): info.shape for name, info in stored.items()})
             check_processor(model, config)
-        except KnownError as error:
-            raise error.at("/model") from error
         summary: dict[str, Any] = {
             "task": spec.task,
             "architecture": config.get("architecture") or (config.get("architectures") or [config["model_type"]])[0],
             "parameters": sum(info.numel for info in stored.values()),
         }
-        try:
-            files = inspect_images(_open(spec.dataset, _DATA_FILE, "/dataset"))
+        with _pointing_at("/dataset"):
+            files = inspect_images(open_source(spec.dataset, single_file_name=_DATA_FILE))
             match_labels(files.classes, classifier)
             _check_sizes(files, spec)
-        except KnownError as error:
-            raise error.at("/dataset") from error
         summary["dataset"] = {"format": files.format, "train": files.train, "test": files.test}
         if spec.downstream is not None:
-            try:
-                downstream = inspect_images(_open(spec.downstream, _DATA_FILE, "/evaluation/downstream"))
+            with _pointing_at("/evaluation/downstream"):
+                downstream = inspect_images(open_source(spec.downstream, single_file_name=_DATA_FILE))
                 _check_downstream(downstream, spec)
-            except KnownError as error:
-                raise error.at("/evaluation/downstream") from error
             summary["downstream"] = {
                 "format": downstream.format, "train": downstream.train, "test": downstream.test
             }  # fmt: skip
         return summary
 
     def unpack(self, spec: JobSpec, folder: Path) -> None:
-        unpack(spec.model, folder / "model", single_file_name=WEIGHTS)
+        with _pointing_at("/model"):
+            unpack(spec.model, folder / "model", single_file_name=WEIGHTS)
         if spec.config is not None:
             write_json(folder / "model" / "config.json", spec.config)
-        unpack(spec.dataset, folder / "dataset", single_file_name=_DATA_FILE)
+        with _pointing_at("/dataset"):
+            unpack(spec.dataset, folder / "dataset", single_file_name=_DATA_FILE)
         if spec.downstream is not None:
-            unpack(spec.downstream, folder / "downstream", single_file_name=_DATA_FILE)
+            with _pointing_at("/evaluation/downstream"):
+                unpack(spec.downstream, folder / "downstream", single_file_name=_DATA_FILE)
 
     def open(self, spec: JobSpec, folder: Path, cache: Path) -> "OpenImageClassification":
         return OpenImageClassification(spec, folder, cache)
@@ -176,11 +174,14 @@ def match_labels(classes: Sequence[str], classifier: Classifier) -> NDArray[np.i
     return np.array([names.index(name) for name in classes])
 
 
-def _open(path: Path, single_file_name: str, pointer: str) -> Source:
+@contextmanager
+def _pointing_at(pointer: str) -> Iterator[None]:
+    """Errors inside point at a field of the request, unless they say a field themselves."""
     try:
-        return open_source(path, single_file_name=single_file_name)
+        yield
     except KnownError as error:
-        raise error.at(pointer) from error
+        error.at(pointer)
+        raise
 
 
 def _load(

@@ -1,5 +1,6 @@
 """The API describes itself: every route with an example, a summary and its errors."""
 
+import re
 from typing import Any
 
 import httpx
@@ -41,6 +42,15 @@ def test_examples_are_valid(schema: dict[str, Any]) -> None:
     EventPage.model_validate(EVENT_EXAMPLE)
     ArtifactList.model_validate(ARTIFACT_EXAMPLE)
     UploadView.model_validate(UPLOAD_EXAMPLE)
+
+
+def test_the_page_that_people_open_needs_no_internet(stack: Stack) -> None:
+    answer = httpx.get(stack.url, follow_redirects=True)
+    assert answer.url.path == "/docs"
+    assert "https://" not in answer.text
+    scripts = re.findall(r'(?:src|href)="(/[^"]+)"', answer.text)
+    assert len(scripts) == 3
+    assert all(httpx.get(stack.url + path).status_code == 200 for path in scripts)
 
 
 def test_the_probes_answer(stack: Stack) -> None:

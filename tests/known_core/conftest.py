@@ -1,5 +1,8 @@
 """What the tests of known_core share: a seeded hyper-model and the inputs of the smallest real job."""
 
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +11,15 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
+from known_core.cli import main
 from known_core.hypermodel import Known
 from known_core.metatrain.collect import image_tensors
 from known_core.sample_data import ImageArrays, load_sample, write_imagefolder
 from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec
 from known_core.tasks.architectures import build_registered
 from known_core.training import fine_tune
+
+Run = Callable[..., tuple[int, str, str]]
 
 # no example database: tests write below tmp_path only
 settings.register_profile("known_core", database=None, deadline=None, derandomize=True)
@@ -60,3 +66,24 @@ def tiny_spec(tmp_path_factory: pytest.TempPathFactory, digits: ImageArrays) -> 
         forgetting=ForgettingSettings(learning_rate=1e-3, batch_size=32),
         evaluation=EvaluationSettings(seeds=3, probe_examples=20, probe_epochs=1, probe_learning_rates=(1e-3,)),
     )
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Calls the entry point; returns exit status, standard output, and standard error in one line."""
+    monkeypatch.delenv("KNOWN_HYPERMODEL", raising=False)
+    monkeypatch.setenv("COLUMNS", "500")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["known", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        out, said = capsys.readouterr()
+        return status, out, " ".join(said.split())
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)

@@ -1,39 +1,13 @@
 """The command line in this process: exit codes and messages. `known nowcast` as a process is in test_nowcast.py."""
 
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from known_core.cli import main
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Calls the entry point; returns exit status, standard output, and standard error in one line."""
-    monkeypatch.delenv("KNOWN_HYPERMODEL", raising=False)
-    monkeypatch.setenv("COLUMNS", "500")
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["known", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        out, said = capsys.readouterr()
-        return status, out, " ".join(said.split())
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+from tests.known_core.conftest import Run
 
 
 @pytest.fixture

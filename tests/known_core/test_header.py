@@ -151,7 +151,7 @@ def test_a_duplicate_among_many_names_is_found_quickly(monkeypatch: pytest.Monke
 
         __hash__ = str.__hash__
 
-    def loads(text: str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    def loads(text: str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any], **_: Any) -> Any:
         pairs = [(Name(index), 0) for index in range(1000)]
         return object_pairs_hook([*pairs, (Name(999), 0)])
 
