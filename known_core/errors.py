@@ -17,6 +17,7 @@ class KnownError(Exception):
     def __init__(
         self, code: str, message: str, hint: str = "", *, pointer: str | None = None, retryable: bool = False
     ) -> None:
+        message = message.encode("utf-8", "backslashreplace").decode()  # a stranger's half surrogate is not UTF-8
         super().__init__(message)
         self.code = code
         self.message = message

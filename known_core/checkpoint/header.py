@@ -76,13 +76,19 @@ def read_header(stream: BinaryIO, size: int, label: str) -> Header:
         raise _bad("header_truncated", f"{label} claims a header of {length} bytes but has {size - 8} after the length")
     entries = _parse(body, label)
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(_is_utf8(text) for item in metadata.items() for text in item):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) and is_utf8(key + value) for key, value in metadata.items()
+    ):
         raise _bad("header_invalid", f"{label}: __metadata__ must map UTF-8 strings to UTF-8 strings")
     if len(entries) > MAX_TENSORS:
         raise _bad("too_many_tensors", f"{label} names {len(entries)} tensors; the limit is {MAX_TENSORS}")
     tensors = {name: _tensor(name, entry, 8 + length, label) for name, entry in entries.items()}
     _check_layout(tensors, 8 + length, size, label)
     return Header(tensors, metadata, prefix + body)
+
+
+def is_utf8(text: str) -> bool:
+    return not _SURROGATE.search(text)
 
 
 def _bad(code: str, message: str) -> KnownError:
@@ -110,10 +116,6 @@ def _parse(body: bytes, label: str) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise _bad("header_invalid", f"{label}: the header is a JSON {type(entries).__name__}, not an object")
     return entries
-
-
-def _is_utf8(value: Any) -> bool:
-    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _tensor(name: str, entry: Any, data_begin: int, label: str) -> TensorInfo:

@@ -20,19 +20,23 @@ from torch.nn.modules.module import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from known_core.checkpoint import Checkpoint
+from known_core.checkpoint.header import is_utf8
 from known_core.checkpoint.reader import WEIGHTS
 from known_core.checkpoint.source import FolderSource, Source
 from known_core.errors import KnownError
-from known_core.files import atomic_path, write_json
+from known_core.files import atomic_path
 from known_core.tasks.architectures import NOT_ARGUMENTS, build_registered
 
 Preprocess = Callable[[list[Image.Image]], Tensor]  # images to (N, C, H, W) float32
 Shapes = Mapping[str, tuple[int, ...]]
-_REFUSED_FIELDS = ("trust_remote_code", "_attn_implementation_internal", "_attn_implementation", "custom_pipelines")
+_REFUSED_FIELDS = (  # each can name code on the Hub
+    "trust_remote_code", "_attn_implementation_internal", "_attn_implementation", "attn_implementation",
+    "custom_pipelines",
+)  # fmt: skip
 _MAX_JSON_BYTES = 1 << 20
 _MAX_JSON_DEPTH = 64
-_MAX_MODEL_SIZES = 4_000_000  # a config's integers added up; 1.2 million in the largest of transformers (vocabularies)
-_MAX_PROCESSOR_SIZES = 10_000  # the same for a processor: sides in pixels; 4,482 in the largest of transformers
+_MAX_MODEL_SIZES = 2_000_000  # a config's integers added up; 1.2 million in the largest of transformers (vocabularies)
+_MAX_PROCESSOR_SIZES = 5_000  # the same for a processor: sides in pixels; 4,482 in the largest of transformers
 _MAX_NETWORK_TENSORS = 10_000  # parameters and buffers; 1,200 in the largest default of transformers
 _MAX_NETWORK_ELEMENTS = 1 << 34  # of these; 64 GiB in float32
 _MAX_PIXEL = 1e6  # of means and standard deviations: float32 pixels stay finite
@@ -48,7 +52,11 @@ class Classifier(Protocol):
     label_names: list[str] | None
 
     def check(self, shapes: Shapes) -> None:
-        """Raises: KnownError ``tensors_mismatch`` when a checkpoint's names or shapes are not this network's."""
+        """Check a checkpoint's names and shapes against the network's, before memory is allocated for its weights.
+
+        Raises:
+            KnownError: ``tensors_mismatch``, ``config_invalid``, ``model_too_large``.
+        """
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """The network with the checkpoint's weights, float32, on the CPU."""
@@ -72,7 +80,9 @@ def read_config(source: Source, given: dict[str, Any] | None) -> dict[str, Any]:
     names = source.names()
     code = [name for name in names if name.endswith(".py")]
     if code:
-        raise KnownError("remote_code_refused", f"the checkpoint holds code: {code[0][:120]}", "Remove every .py file.")
+        raise KnownError(
+            "remote_code_refused", f"the checkpoint holds code: {code[0][:120]!r}", "Remove every .py file."
+        )
     if "config.json" in names and given is not None:
         raise KnownError(
             "config_invalid", "the checkpoint has a config.json and the request a config", "Give one of them."
@@ -106,10 +116,12 @@ def _read_fields(source: Source, name: str, code: str) -> dict[str, Any]:
 
 
 def _check_fields(fields: dict[str, Any], label: str, code: str) -> None:
-    """Refuse what could make transformers run code, at any depth."""
+    """Refuse, at any depth, what could make transformers run code, and what could not be written out again."""
     for key, value, depth in _walk(fields):
         if depth > _MAX_JSON_DEPTH:
             raise KnownError(code, f"{label} is nested more than {_MAX_JSON_DEPTH} deep at {key[:80]!r}", "Flatten it.")
+        if not is_utf8(key) or (isinstance(value, str) and not is_utf8(value)):
+            raise KnownError(code, f"{label} holds half a surrogate pair at {key[:80]!r}", "Write the text as UTF-8.")
         if key == "auto_map":
             raise KnownError(
                 "remote_code_refused",
@@ -155,7 +167,7 @@ def classifier_for(config: dict[str, Any]) -> Classifier:
     """The family a config belongs to.
 
     Raises:
-        KnownError: ``unsupported_architecture``, ``config_invalid``.
+        KnownError: ``unsupported_architecture``, ``config_invalid``, ``model_too_large``.
     """
     if "architecture" in config:
         return RegisteredClassifier(config)
@@ -263,7 +275,8 @@ class TransformersClassifier:
                 "registered architecture.",
             )
         self._class = getattr(transformers, architectures[0])
-        _check_sizes(config, _MAX_MODEL_SIZES, "the config", "model_too_large")
+        sizes = {name: value for name, value in config.items() if name != "label2id"}  # its integers number labels
+        _check_sizes(sizes, _MAX_MODEL_SIZES, "the config", "model_too_large")
         self._fields = config
         with _transformers_on("the config", "config_invalid"):
             self._config = transformers.AutoConfig.for_model(**config)
@@ -340,8 +353,8 @@ class TransformersClassifier:
 
         # A folder of these two alone: transformers would prefer other files, which nobody has looked at.
         with TemporaryDirectory() as folder, _transformers_on(_PROCESSOR, "processor_invalid"):
-            write_json(Path(folder) / "config.json", self._fields)
-            write_json(Path(folder) / _PROCESSOR, fields)
+            (Path(folder) / "config.json").write_text(json.dumps(self._fields), encoding="utf-8")
+            (Path(folder) / _PROCESSOR).write_text(json.dumps(fields), encoding="utf-8")
             processor = transformers.AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 folder, local_files_only=True, trust_remote_code=False
             )

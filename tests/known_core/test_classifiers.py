@@ -163,6 +163,13 @@ def test_label_names(tmp_path: Path) -> None:
             classifier_for({**CNN, "label_names": names})
 
 
+def test_as_many_labels_as_imagenet_21k_has(tmp_path: Path) -> None:
+    names = {str(index): f"class {index}" for index in range(21_841)}
+    numbers = {name: int(index) for index, name in names.items()}
+    config = save_checkpoint("vit", tmp_path / "m") | {"id2label": names, "label2id": numbers}
+    assert classifier_for(config).num_labels == 21_841
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -184,6 +191,9 @@ def test_label_names(tmp_path: Path) -> None:
         ({"mean": [0.5, 0.5]}, "config_invalid"),
         ({"std": [0.0]}, "config_invalid"),
         ({"std": [1, 1, 1]}, "config_invalid"),
+        ({"std": [1e-300]}, "config_invalid"),
+        ({"mean": [float("nan")]}, "config_invalid"),
+        ({"mean": [10**400]}, "config_invalid"),
     ],
     ids=str,
 )
@@ -268,10 +278,13 @@ def folder_with(tmp_path: Path, config: str | None, **files: str) -> FolderSourc
         ('{"auto_map": {"AutoModel": "evil.Model"}}', "remote_code_refused"),
         ('{"auto_map": null}', "remote_code_refused"),
         ('{"a": [{"b": {"auto_map": {}}}]}', "remote_code_refused"),
+        ('{"a": ' * 100 + "1" + "}" * 100, "config_invalid"),
+        ('{"label_names": ["\\ud800"]}', "config_invalid"),
         ('{"trust_remote_code": true}', "config_field_refused"),
         ('{"a": [[{"trust_remote_code": true}]]}', "config_field_refused"),
         ('{"_attn_implementation_internal": "evil/kernel"}', "config_field_refused"),
         ('{"text_config": {"_attn_implementation": "evil/kernel"}}', "config_field_refused"),
+        ('{"attn_implementation": "evil/kernel"}', "config_field_refused"),
         ('{"custom_pipelines": {}}', "config_field_refused"),
     ],
     ids=lambda value: str(value)[:40],
@@ -310,15 +323,30 @@ def test_transformers_checkpoints_need_their_processor(tmp_path: Path) -> None:
         ("not json", "processor_invalid"),
         ("[]", "processor_invalid"),
         ('{"image_processor_type": "Evil"}', "processor_invalid"),
+        ('{"image_processor_type": "AutoModel"}', "processor_invalid"),
+        (
+            '{"image_processor_type": "ViTImageProcessor", "size": {"height": 100000, "width": 100000}}',
+            "processor_invalid",
+        ),
+        ('{"image_processor_type": "ViTImageProcessor", "image_mean": [0.5, 0.5]}', "processor_invalid"),
         (
             '{"image_processor_type": "ViTImageProcessor", "auto_map": {"AutoImageProcessor": "evil.P"}}',
             "remote_code_refused",
         ),
     ],
-    ids=["text", "list", "unknown", "auto_map"],
+    ids=["text", "list", "unknown", "model", "size", "mean", "auto_map"],
 )
 def test_hostile_processors_are_refused_at_inspection(tmp_path: Path, text: str, code: str) -> None:
     config = save_checkpoint("vit", tmp_path / "m")
     (tmp_path / "m" / "preprocessor_config.json").write_text(text)
     with pytest.raises(KnownError, match=rf"\({code}\)"):
         check_processor(FolderSource(tmp_path / "m"), config)
+
+
+def test_only_the_processor_file_that_was_checked_is_read(tmp_path: Path) -> None:
+    """transformers itself would prefer processor_config.json."""
+    config = save_checkpoint("vit", tmp_path)
+    (tmp_path / "processor_config.json").write_text(
+        '{"image_processor": {"image_processor_type": "ViTImageProcessor", "size": {"height": 4, "width": 4}}}'
+    )
+    assert classifier_for(config).preprocessor(tmp_path)([Image.new("RGB", (9, 9))]).shape == (1, 3, 8, 8)

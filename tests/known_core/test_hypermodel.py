@@ -136,6 +136,8 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for index in range(8):
         known.save(tmp_path / f"{index}.safetensors")
         contents.add((tmp_path / f"{index}.safetensors").read_bytes())
+    Known.load(tmp_path / "0.safetensors").save(tmp_path / "again.safetensors")
+    contents.add((tmp_path / "again.safetensors").read_bytes())
     assert len(contents) == 1
 
 

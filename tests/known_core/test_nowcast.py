@@ -259,6 +259,22 @@ def test_weights_that_are_carried_over_must_be_finite_too(tmp_path: Path, known:
         nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2"])
 
 
+def test_predictions_must_be_finite_in_the_dtype_they_are_written_in(tmp_path: Path, known: Known) -> None:
+    """One step back is at most 1 away, so it takes sixteen to leave float16."""
+    with torch.no_grad():
+        for network in known.networks.values():
+            network.get_submodule("head").get_parameter("weight").zero_()
+            network.get_submodule("head").get_parameter("bias").fill_(10)
+    paths = write_states(tmp_path, torch.float16)
+    large = tensors(0, torch.float16)
+    large["fc.bias"].fill_(65504)
+    save_file(large, paths[0] / "model.safetensors")
+    states = [Checkpoint(path) for path in paths]
+    nowcast(states, known, [tmp_path / f"{step}" for step in range(15)])
+    with pytest.raises(KnownError, match=r"'fc\.bias'.*float16 \(nonfinite_weights\)"):
+        nowcast(states, known, [tmp_path / f"far-{step}" for step in range(17)])
+
+
 def test_files_and_manifest(tmp_path: Path, hypermodel_file: Path) -> None:
     paths = write_states(tmp_path)
     facts = nowcast_files(paths, tmp_path / "out", recurrences=2, rate=0.25, hypermodel=hypermodel_file)

@@ -91,6 +91,11 @@ def test_a_tensor_of_another_size_is_refused(tmp_path: Path, like: Header) -> No
         writer.write("b", torch.zeros(3, 3))
 
 
+def test_a_tensor_of_another_shape_and_the_same_size_is_refused(tmp_path: Path, like: Header) -> None:
+    with pytest.raises(ValueError, match="b has"), TensorWriter(tmp_path / "out.safetensors", like) as writer:
+        writer.write("b", torch.zeros(2, 3))
+
+
 def test_a_tensor_of_another_shape_or_dtype_never_lands_as_raw_bytes(tmp_path: Path, like: Header) -> None:
     """write() promises the mirrored shape and a converted dtype; equal byte counts must not be enough."""
     rest = {name: tensor for name, tensor in TENSORS.items() if name != "half"}
