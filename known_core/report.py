@@ -50,11 +50,11 @@ def build_report(
             for name, score in scores.items()
         },
         "forgetting_accuracy": forgetting_accuracy,
-        "notes": _notes(inputs, len(gains), spec.evaluation.seeds),
+        "notes": _notes(inputs, len(gains), spec.evaluation.seeds, float(before.correct.mean())),
     }
 
 
-def _notes(inputs: dict[str, Any], candidates: int, seeds: int) -> list[str]:
+def _notes(inputs: dict[str, Any], candidates: int, seeds: int, accuracy: float) -> list[str]:
     notes = [
         f"Intervals are Student's t over {seeds} paired fine-tuning seeds, 95%, not corrected for comparing "
         f"{candidates} candidates.",
@@ -64,6 +64,14 @@ def _notes(inputs: dict[str, Any], candidates: int, seeds: int) -> list[str]:
         notes.append(
             "The data set has no test split: the examples held out for evaluation may have been among those the given "
             "weights were trained on, which flatters the weights before. Give a test split for a fair figure."
+        )
+    counts = inputs["dataset"]["train"].values()
+    commonest = max(counts) / sum(counts)
+    if accuracy < 1.5 * commonest:
+        notes.append(
+            f"The given weights reach {100 * accuracy:.1f} % on their own task; always naming the commonest class of "
+            f"the training data would reach about {100 * commonest:.1f} %. Check that class names and preprocessing "
+            "are those the weights were trained with."
         )
     return notes
 

@@ -65,7 +65,7 @@ def _complete(progress: Progress, task: TaskID | None) -> None:
 
 
 def show_report(report: dict[str, Any], console: Console) -> None:
-    """The before/after table and the conclusion."""
+    """The before/after table, the conclusion, and the notes on how to read them."""
     table = Table(title="Before and after: accuracy in %")
     table.add_column("candidate", no_wrap=True)
     for column in ("downstream", "gain, points [95%]", "lr", "own task"):
@@ -82,3 +82,5 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print("* delivered. " + report["conclusion"], soft_wrap=True)
+    for note in report["notes"]:
+        console.print(f"- {note}", style="dim", soft_wrap=True)

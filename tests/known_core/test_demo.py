@@ -25,7 +25,8 @@ def test_the_demo(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     for words in (
         "every sha256 as in manifest.json",
-        "loaded:",
+        "loaded: ",
+        "on its own task, as in the report",
         "Before and after",
         "* delivered.",
         "forgetting 4 of 4",

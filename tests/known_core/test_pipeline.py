@@ -15,6 +15,7 @@ from known_core.errors import KnownError
 from known_core.events import Emit
 from known_core.files import read_json, sha256_file
 from known_core.manifest import verify_manifest
+from known_core.report import _notes
 from known_core.spec import JobSpec
 from known_core.tasks import TASKS
 
@@ -125,6 +126,13 @@ def test_the_report_has_gains_with_intervals(finished: Job) -> None:
     markdown = (finished.artifacts / "report.md").read_text()
     assert report["conclusion"] in markdown
     assert all(f"| {name} |" in markdown for name in ("unchanged", "x2", "x4", "x8"))
+
+
+@pytest.mark.parametrize(("accuracy", "suspicious"), [(0.30, True), (0.60, False)])
+def test_weights_that_do_not_know_their_own_task_are_noted(accuracy: float, suspicious: bool) -> None:
+    inputs = {"evaluation_source": "test split", "dataset": {"train": {"a": 25, "b": 25, "c": 25, "d": 25}}}
+    notes = _notes(inputs, 3, 5, accuracy)
+    assert any("commonest class" in note and "30.0 %" in note for note in notes) == suspicious
 
 
 def test_only_predicted_weights_and_statistics_differ_from_theta_0(finished: Job) -> None:
