@@ -14,7 +14,7 @@ from known_core.files import atomic_folder
 from known_core.hypermodel import STATES, Known
 from known_core.kinds import Kind, kind_of
 
-_CHUNK = 16_384  # weights a call; the fastest for eager PyTorch on a CPU (docs/experiments.md)
+_CHUNK = 4_096  # weights a call; the fastest for eager PyTorch on a CPU (docs/experiments.md)
 
 
 @torch.inference_mode()
