@@ -71,12 +71,12 @@ def fit(
         steps: of Adam, a kind; batches of 8,192 windows, cosine from 2e-3.
         per_kind: windows a kind from each trajectory.
 
-    Raises:
-        KnownError: ``too_few_trajectories``.
-
     Returns:
         The report: settings, and for each kind the skill on held-out trajectories,
         1 - |error| / |error of predicting Θ_0|, beside that of the best plain shrinkage fitted on the same data.
+
+    Raises:
+        KnownError: ``too_few_trajectories``.
     """
     folders = sorted(trajectories.glob("trajectory-*"))
     test_folders = [folder for folder in folders if held_out(folder)]
