@@ -146,7 +146,7 @@ def _start_trainer(folder: Path, log: int) -> "tuple[subprocess.Popen[bytes], in
             stderr=log,
             cwd=folder,
             env={
-                "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost 2x to 8x where cores are shared (docs/experiments.md)
+                "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
                 **environment,
                 "HOME": str(folder),
                 "HF_HUB_OFFLINE": "1",
