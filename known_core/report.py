@@ -67,7 +67,7 @@ def _notes(inputs: dict[str, Any], candidates: int, seeds: int, accuracy: float)
         )
     counts = inputs["dataset"]["train"].values()
     commonest = max(counts) / sum(counts)
-    if accuracy < 1.5 * commonest:
+    if accuracy < commonest + 0.1 * (1 - commonest):
         notes.append(
             f"The given weights reach {100 * accuracy:.1f} % on their own task; always naming the commonest class of "
             f"the training data would reach about {100 * commonest:.1f} %. Check that class names and preprocessing "

@@ -58,7 +58,7 @@ _INTEGERS: dict[str, tuple[Container[int], str]] = {
     "img_size": (range(8, 1025), "an integer from 8 to 1024"),
     "width": (range(1, 1025), "an integer from 1 to 1024"),
 }
-NOT_ARGUMENTS = ("architecture", "label_names", "mean", "std")  # config fields that describe data or labels
+_NOT_ARGUMENTS = ("architecture", "label_names", "mean", "std")  # config fields that describe data or labels
 
 
 def build_registered(config: dict[str, Any]) -> nn.Module:
@@ -74,7 +74,7 @@ def build_registered(config: dict[str, Any]) -> nn.Module:
             f"architecture {str(name)[:80]!r} is not registered",
             f"Registered: {sorted(REGISTERED)}. Any transformers image-classification model is taken as a folder.",
         )
-    arguments = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
+    arguments = {key: value for key, value in config.items() if key not in _NOT_ARGUMENTS}
     accepted = inspect.signature(REGISTERED[name]).parameters
     for key, value in arguments.items():
         if key not in accepted:

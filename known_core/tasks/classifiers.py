@@ -25,7 +25,7 @@ from known_core.checkpoint.reader import WEIGHTS
 from known_core.checkpoint.source import FolderSource, Source
 from known_core.errors import KnownError
 from known_core.files import atomic_path
-from known_core.tasks.architectures import NOT_ARGUMENTS, build_registered
+from known_core.tasks.architectures import build_registered
 
 Preprocess = Callable[[list[Image.Image]], Tensor]  # images to (N, C, H, W) float32
 Shapes = Mapping[str, tuple[int, ...]]
@@ -446,6 +446,3 @@ def _raise_mismatch(problems: list[str]) -> None:
 
 def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
-
-
-__all__ = ["NOT_ARGUMENTS", "Classifier", "Preprocess", "check_processor", "classifier_for", "read_config"]

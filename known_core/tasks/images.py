@@ -26,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from known_core.checkpoint.header import is_utf8
 from known_core.checkpoint.source import Source, expands_too_far
 from known_core.errors import KnownError
 from known_core.files import atomic_path
@@ -39,7 +40,6 @@ _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation", "eval")
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a pair, UTF-8 cannot
 _CACHE_BYTES = 1 << 30  # preprocessed images kept in memory up to this size
 _MAX_PIXELS = 100_000_000
 _MAX_ROWS = 10_000_000  # a few bytes of parquet can claim 2^31 rows
@@ -103,7 +103,7 @@ def inspect_images(source: Source) -> ImageFiles:
             "Lay images out as <class>/<image> or train/<class>/<image> (png, jpg, webp, bmp, gif, tiff), or give "
             "parquet with the columns image and label.",
         )
-    if broken := [name for name in (*names, *files.classes) if _SURROGATE.search(name)]:
+    if broken := [name for name in (*names, *files.classes) if not is_utf8(name)]:
         raise _unusable(f"the name {broken[0][:80]!r} is not valid Unicode", "Rename it.")
     longest = max(files.classes, key=len)
     if len(files.classes) > _MAX_CLASSES or len(longest) > _MAX_CLASS_NAME:

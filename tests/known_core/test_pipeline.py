@@ -128,11 +128,16 @@ def test_the_report_has_gains_with_intervals(finished: Job) -> None:
     assert all(f"| {name} |" in markdown for name in ("unchanged", "x2", "x4", "x8"))
 
 
-@pytest.mark.parametrize(("accuracy", "suspicious"), [(0.30, True), (0.60, False)])
-def test_weights_that_do_not_know_their_own_task_are_noted(accuracy: float, suspicious: bool) -> None:
-    inputs = {"evaluation_source": "test split", "dataset": {"train": {"a": 25, "b": 25, "c": 25, "d": 25}}}
-    notes = _notes(inputs, 3, 5, accuracy)
-    assert any("commonest class" in note and "30.0 %" in note for note in notes) == suspicious
+@pytest.mark.parametrize(
+    ("counts", "accuracy", "suspicious"),
+    [([25, 25, 25, 25], 0.30, True), ([25, 25, 25, 25], 0.60, False), ([90, 10], 0.905, True), ([90, 10], 0.95, False)],
+)
+def test_weights_that_do_not_know_their_own_task_are_noted(
+    counts: list[int], accuracy: float, suspicious: bool
+) -> None:
+    train = {str(index): count for index, count in enumerate(counts)}
+    notes = _notes({"evaluation_source": "test split", "dataset": {"train": train}}, 3, 5, accuracy)
+    assert any("commonest class" in note and f"{100 * accuracy:.1f} %" in note for note in notes) == suspicious
 
 
 def test_only_predicted_weights_and_statistics_differ_from_theta_0(finished: Job) -> None:
