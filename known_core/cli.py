@@ -18,7 +18,9 @@ app = typer.Typer(help="Better pretrained weights to fine-tune from, without mor
 jobs_app = typer.Typer(help="Look at jobs and stop them.", no_args_is_help=True)
 metatrain_app = typer.Typer(help="Train the hyper-model.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+bench_app = typer.Typer(help="Measure the method and the service.", no_args_is_help=True)
 app.add_typer(metatrain_app, name="metatrain")
+app.add_typer(bench_app, name="bench")
 
 _console = Console(stderr=True)
 _DEFAULT_SERVER = "http://127.0.0.1:8000"
@@ -222,12 +224,20 @@ def nowcast(
 @metatrain_app.command("collect")
 def metatrain_collect(
     out: Annotated[Path, typer.Option(help="folder for the trajectories; those in it are kept")],
-    data: Annotated[list[str], typer.Option(help="digits, fashion, or an imagefolder zip; repeat for several")],
+    data: Annotated[
+        list[str], typer.Option(help="digits, fashion, wordnet, or an imagefolder zip; repeat for several")
+    ],
+    design: Annotated[str, typer.Option(help="fan (known-v1 reads it) or chain (the paper's)")] = "fan",
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="train only this network on images; repeat for several; default: all")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="of the displacements on disk: float32 or float16")] = "float32",
     budget: Annotated[str, typer.Option(help="time to spend, such as 90m or 2h")] = "30m",
     first_seed: Annotated[int, typer.Option(help="seed of the first trajectory")] = 0,
 ) -> None:
     """Train small networks and make them forget, until the time is spent. Goes on where it stopped."""
     from known_core.metatrain.collect import collect
+    from known_core.networks import IMAGE_ARCHITECTURES
 
     with _interruptible("interrupted; the trajectories made so far are kept"):
         count = collect(
@@ -236,6 +246,9 @@ def metatrain_collect(
             _seconds(budget),
             first_seed,
             lambda made, left_s: _console.print(f"{made} trajectories, {left_s / 60:.0f} min left"),
+            design=design,
+            architectures=architecture or IMAGE_ARCHITECTURES,
+            dtype=dtype,
         )
     print(f"{count} trajectories in {out}")
 
@@ -248,13 +261,22 @@ def metatrain_fit(
     steps: Annotated[int, typer.Option(min=1, help="of Adam, for each kind")] = 4000,
     per_kind: Annotated[int, typer.Option(min=1, help="windows from each trajectory and kind")] = 10_000,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="also fit without each architecture and data set, to test on it")
+    ] = False,
 ) -> None:
-    """Fit KNOWN on collected trajectories and report its skill on held-out ones."""
+    """Fit a hyper-model on collected trajectories and report its skill on held-out ones."""
     from known_core.metatrain.fit import fit
     from known_core.terminal import progress_bars
 
     with _interruptible("interrupted; nothing was written"), progress_bars(_console) as progress:
-        tasks = {kind: progress.add_task(kind, total=steps) for kind in ("conv", "fc", "bias")}
+        tasks: dict[str, Any] = {}
+
+        def on_step(what: str, step: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=step)
+
         report = fit(
             trajectories,
             name,
@@ -262,9 +284,57 @@ def metatrain_fit(
             steps=steps,
             per_kind=per_kind,
             seed=seed,
-            on_step=lambda kind, step, total: progress.update(tasks[kind], completed=step),
+            leave_out=leave_out,
+            on_step=on_step,
         )
     print(json.dumps(report, indent=2))
+
+
+@bench_app.command("transfer")
+def bench_transfer(
+    out: Annotated[Path, typer.Option(help="folder for transfer.json, .md and .svg; finished work is kept in it")],
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="by name; repeat for several; default: all of the tier")
+    ] = None,
+    tier: Annotated[str, typer.Option(help="cpu (hours on two cores) or gpu")] = "cpu",
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=ZIP: where an imagefolder is, such as cifar10=cifar10.zip; repeat")
+    ] = None,
+    hypermodel: Annotated[
+        list[str] | None, typer.Option(help="a shipped name, or NAME=FILE; repeat; default: all that ship")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="folder with the authors' KNOWN_*.h5 (needs h5py)")] = None,
+    wnn: Annotated[Path | None, typer.Option(help="folder with WNN's weights in the same three files")] = None,
+    methods: Annotated[str, typer.Option(help="regular expression: which methods, besides naive and oracles")] = "",
+    workers: Annotated[int, typer.Option(min=1, help="processes, one thread each")] = 2,
+) -> None:
+    """Compare every method with naive transfer and with really having more data. Goes on where it stopped."""
+    from known_core.bench.run import run_transfer
+    from known_core.terminal import progress_bars
+
+    with _interruptible("interrupted; finished work is kept, run it again to go on"):
+        with progress_bars(_console) as progress:
+            tasks: dict[str, Any] = {}
+
+            def on_units(name: str, done: int, total: int) -> None:
+                if name not in tasks:
+                    tasks[name] = progress.add_task(name, total=total)
+                progress.update(tasks[name], completed=done, total=total)
+
+            text = run_transfer(
+                out,
+                protocols=protocol,
+                tier=tier,
+                data=data or [],
+                hypermodels=hypermodel,
+                reference=reference,
+                wnn=wnn,
+                methods=methods,
+                workers=workers,
+                command=" ".join(["known", *sys.argv[1:]]),
+                on_units=on_units,
+            )
+        print(text)
 
 
 def _follow(client: Any, job_id: str, out: Path | None) -> dict[str, Any]:

@@ -1,13 +1,23 @@
-"""Structured forgetting: nested, shrinking subsets (paper, section 3.1)."""
+"""Structured forgetting: nested, shrinking subsets (paper, section 3.1), and the two trajectories trained on them.
+
+chain
+    The paper's: Θ_s is trained from Θ_(s-1) on D_s. One step back is more data, and earlier in training.
+fan
+    Φ_s is trained from Θ_0 on D_s, s = 0 .. S-2, for the same number of epochs, and is the mean of the weights over the
+    second half of its steps. One step back is more data, and as many more steps as that data asks for.
+"""
 
 import hashlib
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from known_core.errors import KnownError
 
+Design = Literal["chain", "fan"]
+FAN_AVERAGED = 0.5  # share of a fan stage's steps whose weights are averaged
 Indices = NDArray[np.int64]
 
 

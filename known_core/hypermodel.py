@@ -4,9 +4,9 @@ Source: Jang, Kim, Kim, "Learning from Oblivion", CVPR 2026, arXiv 2508.05059, s
 9,425 parameters each predict convolution kernels, matrices and biases.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Protocol, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,12 +15,34 @@ from torch.nn.functional import leaky_relu, relu
 
 from known_core.checkpoint.writer import save_tensors
 from known_core.errors import KnownError
-from known_core.kinds import Kind
+from known_core.forgetting import Design
+from known_core.kinds import Kind, kind_of
 
 STATES = 5  # states a window holds
 _EXPONENT_LIMIT = 60.0  # exp(60) is 1e26: far past the tanh's saturation, far below float32's overflow
 _HISTORY_LIMIT = 1e6  # no weight is as large; beyond it float32 sums of opposite signs overflow to NaN
-_FORMAT = "known-hypermodel-1"
+_CHUNK = 4_096  # weights a call; the fastest for eager PyTorch on a CPU (docs/experiments.md)
+FORMAT = "known-hypermodel-1"
+
+
+class HyperModel(Protocol):
+    """What reads a trajectory and predicts what more data would have made of the weights."""
+
+    design: Design  # the trajectory it reads
+
+    def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
+        """As what a tensor is predicted, or None where it is carried over."""
+
+    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+        """One tensor, ``steps`` times.
+
+        Args:
+            states: five tensors of one shape, any floating dtype, Θ_0 first, then what was trained on ever less data.
+            rate: r of the trajectory.
+
+        Returns:
+            ``steps`` tensors of the same shape, float32, on the CPU: for 1/r, 1/r², … times the data.
+        """
 
 
 class Stream(nn.Module):
@@ -66,6 +88,8 @@ class Known(nn.Module):
     ``metadata`` travels with the file: the name, how it was trained, and whatever its card needs.
     """
 
+    design: Design = "chain"
+
     def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.networks = nn.ModuleDict({kind: KnownNetwork() for kind in get_args(Kind)})
@@ -93,9 +117,31 @@ class Known(nn.Module):
         residual: Tensor = self.networks[kind](history)
         return residual
 
+    def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
+        """:func:`known_core.kinds.kind_of`."""
+        return kind_of(name, shapes, dtype)
+
+    @torch.inference_mode()
+    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+        """See :class:`HyperModel`. Each prediction enters the next window (paper, section 3.2); ``rate`` is not read.
+
+        The work is done on the hyper-model's device.
+        """
+        device = next(self.parameters()).device
+        flat = [state.reshape(-1) for state in reversed(states)]
+        predictions = [torch.empty(flat[0].numel(), dtype=torch.float32) for _ in range(steps)]
+        for begin in range(0, flat[0].numel(), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            window = torch.stack([values[part].to(device, torch.float32) for values in flat], dim=1)
+            for prediction in predictions:
+                step = window[:, -1] + self.residual(kind, window)
+                prediction[part] = step.cpu()
+                window = torch.cat([window[:, 1:], step[:, None]], dim=1)
+        return [prediction.reshape(states[0].shape) for prediction in predictions]
+
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically; the same bytes each time."""
-        save_tensors(path, self.state_dict(), {**self.metadata, "format": "pt", "known": _FORMAT})
+        save_tensors(path, self.state_dict(), {**self.metadata, "format": "pt", "known": FORMAT})
 
     @classmethod
     def load(cls, path: Path) -> "Known":
@@ -111,7 +157,7 @@ class Known(nn.Module):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if metadata.get("known") != _FORMAT:
+            if metadata.get("known") != FORMAT:
                 raise KnownError("hypermodel_invalid", f"{path} is safetensors, but not a KNOWN hyper-model", hint)
             known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
             known.load_state_dict(tensors)

@@ -3,9 +3,16 @@
 import os
 from pathlib import Path
 
-from known_core.errors import KnownError
+import torch
+from safetensors import SafetensorError, safe_open
 
-SHIPPED = "known-v0"
+from known_core import scale_free
+from known_core.errors import KnownError
+from known_core.hypermodel import HyperModel, Known
+from known_core.kinds import Kind
+from known_core.scale_free import ScaleFreeKnown
+
+SHIPPED = "known-v1"
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -33,3 +40,21 @@ def hypermodel_path(name: str | None) -> Path:
 def shipped_hypermodels() -> list[str]:
     """The names of the hyper-models in known_core/weights."""
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+def load_hypermodel(path: Path, device: torch.device | str = "cpu") -> HyperModel:
+    """A hyper-model of either design; a folder is the authors' three .h5 files (needs the ``keras`` extra).
+
+    Raises:
+        KnownError: ``hypermodel_invalid``.
+    """
+    if path.is_dir():
+        names: dict[Kind, str] = {"conv": "KNOWN_Conv.h5", "fc": "KNOWN_FC.h5", "bias": "KNOWN_Bias.h5"}
+        return Known.from_keras({kind: path / name for kind, name in names.items()}).to(device)
+    try:
+        with safe_open(path, framework="pt") as file:
+            layout = (file.metadata() or {}).get("known")
+    except (OSError, SafetensorError):
+        layout = None  # Known.load says what is wrong
+    known = ScaleFreeKnown.load(path) if layout == scale_free.FORMAT else Known.load(path)
+    return known.to(device)

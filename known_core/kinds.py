@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
+
 Kind = Literal["conv", "fc", "bias"]
+DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # safetensors'
 
 _EMBEDDING = re.compile(r"(^|\.)(\w*embed(ding|dings)?|embed_\w+|wte|wpe|shared|relative_attention_bias)\.weight$")
 _MATRIX = re.compile(r"(weight|lora_[AB])$")

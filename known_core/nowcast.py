@@ -1,7 +1,7 @@
 """From a window of five states to the predicted states, tensor by tensor (paper, sections 3.2 and 4)."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,53 +11,54 @@ from torch import Tensor
 from known_core.checkpoint import Checkpoint, TensorWriter, check_same_tensors
 from known_core.errors import KnownError
 from known_core.files import atomic_folder
-from known_core.hypermodel import STATES, Known
-from known_core.kinds import Kind, kind_of
-
-_CHUNK = 4_096  # weights a call; the fastest for eager PyTorch on a CPU (docs/experiments.md)
+from known_core.hypermodel import STATES, HyperModel
+from known_core.kinds import DTYPE_NAMES
 
 
-@torch.inference_mode()
-def retrodict(known: Known, kind: Kind, states: Sequence[Tensor], recurrences: int) -> list[Tensor]:
-    """Predict one tensor ``recurrences`` steps back; each prediction enters the next window.
+def predict_states(
+    known: HyperModel, states: Sequence[Mapping[str, Tensor]], rate: float, steps: int
+) -> list[dict[str, Tensor]]:
+    """The same on state dicts in memory.
 
     Args:
-        known: the hyper-model; the work is done on its device.
-        kind: which of its networks.
-        states: five tensors of one shape, Θ_0 first, any floating dtype.
-        recurrences: how many steps back.
+        states: five, Θ_0 first: the trajectory of the hyper-model's design.
+        rate: r of the trajectory.
+        steps: how many predictions.
 
     Returns:
-        ``recurrences`` tensors of the same shape, float32, on the CPU: Θ_-1, Θ_-2, …
+        ``steps`` state dicts, in Θ_0's dtypes: for 1/r, 1/r², … times the data.
     """
-    device = next(known.parameters()).device
-    flat = [state.reshape(-1) for state in reversed(states)]
-    predictions = [torch.empty(flat[0].numel(), dtype=torch.float32) for _ in range(recurrences)]
-    for begin in range(0, flat[0].numel(), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        window = torch.stack([values[part].to(device, torch.float32) for values in flat], dim=1)
-        for prediction in predictions:
-            step = window[:, -1] + known.residual(kind, window)
-            prediction[part] = step.cpu()
-            window = torch.cat([window[:, 1:], step[:, None]], dim=1)
-    return [prediction.reshape(states[0].shape) for prediction in predictions]
+    theta = states[0]
+    shapes = {name: tuple(tensor.shape) for name, tensor in theta.items()}
+    predicted: list[dict[str, Tensor]] = [{} for _ in range(steps)]
+    for name, tensor in theta.items():
+        kind = known.kind_of(name, shapes, DTYPE_NAMES.get(tensor.dtype, "other"))
+        if kind is None:
+            of_tensor = [tensor.clone() for _ in range(steps)]
+        else:
+            of_tensor = known.predict(kind, [state[name] for state in states], rate, steps)
+        for state, prediction in zip(predicted, of_tensor, strict=True):
+            state[name] = prediction.to(tensor.dtype)
+    return predicted
 
 
 def nowcast(
     states: Sequence[Checkpoint],
-    known: Known,
+    known: HyperModel,
     outputs: Sequence[Path],
+    rate: float,
     *,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
-    """Write the predicted checkpoints: ``outputs[0]`` one step back, ``outputs[1]`` two, ….
+    """Write the predicted checkpoints: ``outputs[0]`` for 1/r times the data, ``outputs[1]`` for 1/r², ….
 
     Each output keeps Θ_0's files, tensor names, order, dtypes and metadata; tensors without a kind and every file
     that is not weights are carried over from Θ_0.
 
     Args:
-        states: five checkpoints, Θ_0 first, each trained from the one before it on a smaller subset.
+        states: five checkpoints, Θ_0 first: the trajectory of the hyper-model's design.
         outputs: folders to create; none may exist. They appear together or not at all.
+        rate: r of the trajectory.
         on_bytes: progress in bytes of Θ_0.
 
     Returns:
@@ -87,13 +88,13 @@ def nowcast(
                 for stored in header.tensors:
                     name = first.logical_name(stored)
                     info = first.tensors[name]
-                    kind = kind_of(name, shapes, info.dtype)
+                    kind = known.kind_of(name, shapes, info.dtype)
                     theta = first.read_finite(name)
                     if kind is None:
                         predictions = [theta] * len(writers)
                     else:
                         history = [theta, *(state.read_finite(name) for state in states[1:])]
-                        steps = retrodict(known, kind, history, len(writers))
+                        steps = known.predict(kind, history, rate, len(writers))
                         predictions = [_finite(name, step.to(theta.dtype)) for step in steps]
                     counts[kind or "carried"] += info.numel
                     for writer, prediction in zip(writers, predictions, strict=True):

@@ -7,8 +7,7 @@ from typing import Any
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
 from known_core.files import atomic_folder, sha256_file
-from known_core.hypermodel import Known
-from known_core.hypermodels import hypermodel_path
+from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.manifest import write_manifest
 from known_core.nowcast import nowcast
 from known_core.spec import candidate_names
@@ -40,11 +39,11 @@ def nowcast_files(
     if out.exists():
         raise KnownError("output_exists", f"{out} exists already", "Name another folder, or remove it.")
     path = hypermodel if hypermodel is not None else hypermodel_path(None)
-    known = Known.load(path).to(default_device())
+    known = load_hypermodel(path, default_device())
     checkpoints = [Checkpoint(state) for state in states]
     names = candidate_names(rate, recurrences)
     with atomic_folder(out) as temporary:
-        counts = nowcast(checkpoints, known, [temporary / name for name in names], on_bytes=on_bytes)
+        counts = nowcast(checkpoints, known, [temporary / name for name in names], rate, on_bytes=on_bytes)
         facts = {
             "inputs_sha256": [
                 {file: sha256_file(checkpoint.file_path(file)) for file in checkpoint.headers}

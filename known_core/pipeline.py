@@ -25,8 +25,7 @@ from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
 from known_core.forgetting import nested_subsets, subset_hash
-from known_core.hypermodel import Known
-from known_core.hypermodels import hypermodel_path
+from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.manifest import write_manifest
 from known_core.nowcast import nowcast
 from known_core.report import build_report, render_markdown
@@ -185,11 +184,11 @@ class _Run:
 
     def _nowcast(self, states: list[Checkpoint]) -> Path:
         self._reporter.phase("nowcasting")
-        known = Known.load(self._hypermodel).to(self._device)
+        known = load_hypermodel(self._hypermodel, self._device)
 
         def work(out: Path) -> None:
             outputs = [out / name for name in self._names]
-            counts = nowcast(states, known, outputs, on_bytes=self._reporter.step)
+            counts = nowcast(states, known, outputs, self._spec.forgetting.rate, on_bytes=self._reporter.step)
             write_json(out / "counts.json", counts)
 
         inputs = {"states": [state.path.parent.name for state in states], "hypermodel": sha256_file(self._hypermodel),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from transformers import (
     Trainer,
@@ -58,6 +59,23 @@ class _Watch(TrainerCallback):
         self._on_step(state.global_step, state.max_steps)
 
 
+class _Average(TrainerCallback):
+    """The running mean of the weights over the last steps (Izmailov et al. 2018, stochastic weight averaging)."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._mean: AveragedModel | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step > (1 - self._share) * state.max_steps:
+            self._mean = self._mean or AveragedModel(kwargs["model"])
+            self._mean.update_parameters(kwargs["model"])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        assert self._mean is not None
+        kw["model"].load_state_dict(self._mean.module.state_dict())
+
+
 def _collate(items: list[Any]) -> dict[str, Any]:
     """A lone example is shown twice: batch norm cannot train on one value a channel, and the mean loss is the same."""
     batch: dict[str, Any] = default_data_collator(items * 2 if len(items) == 1 else items)
@@ -88,15 +106,18 @@ def fine_tune(
     device: torch.device,
     schedule: LrSchedule = "constant",
     optimizer: str = "adamw_torch",
+    average_last: float = 0.0,
     on_step: Progress = lambda step, total: None,
 ) -> float:
-    """Fine-tune ``model`` in place with AdamW (no weight decay, gradient norm clipped at 1).
+    """Fine-tune ``model`` in place, without weight decay, gradient norm clipped at 1.
 
     Args:
         model: its forward takes ``pixel_values`` and ``labels`` and returns a mapping with ``loss``.
         dataset: items are mappings of forward's arguments.
         schedule: a transformers scheduler name, "constant" or "cosine" here.
         optimizer: a transformers optimiser name.
+        average_last: the model ends with the mean of its weights over this share of the steps, 0 for those of the last
+            step alone. Batch-norm statistics are then those of no single network: re-estimate them.
         on_step: called after each optimiser step.
 
     Returns:
@@ -130,7 +151,7 @@ def fine_tune(
             args=arguments,
             train_dataset=dataset,
             data_collator=_collate,
-            callbacks=[_Watch(on_step)],
+            callbacks=[_Watch(on_step), *([_Average(average_last)] if average_last else [])],
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()

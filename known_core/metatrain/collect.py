@@ -1,28 +1,39 @@
-"""Collect trajectories: small networks trained on real images, then made to forget (paper, section 4.2)."""
+"""Collect trajectories: small networks trained on real data, then made to forget (paper, section 4.2).
+
+A shard has one of the two designs of :mod:`known_core.forgetting`; a fan's also has states trained on more data than
+D_0, which are what the hyper-model learns to predict.
+"""
 
 import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
-from torch.utils.data import Dataset, Subset
 
-from known_core.files import atomic_folder, write_json
-from known_core.forgetting import nested_subsets
+from known_core.checkpoint.writer import save_tensors
+from known_core.errors import KnownError
+from known_core.examples import Examples, image_examples, text_examples
+from known_core.files import sha256_file, write_json
+from known_core.forgetting import FAN_AVERAGED, Design, nested_subsets
+from known_core.networks import IMAGE_ARCHITECTURES, build_network, build_text_network
 from known_core.sample_data import ImageArrays, load_sample
-from known_core.tasks.architectures import SmallCNN
+from known_core.sample_text import TextArrays, load_text
 from known_core.training import default_device, fine_tune
 
-STATES = 7  # states a trajectory holds: two windows of five with their targets
-ARCHITECTURES = ("cnn-batch", "cnn-plain", "resnet", "vit")
+Arrays = ImageArrays | TextArrays
+STATES: dict[Design, int] = {"chain": 7, "fan": 7}  # states a trajectory holds, most data first
+LARGER = 3  # of a fan's states, those trained on more than D_0
+TEXTS = ("wordnet",)
+_IMAGE_SIZE = 21  # pixels; "vit" and "mixer" cut it in 7 x 7 patches
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Recipe:
     """One trajectory's settings, drawn from its seed (ranges: paper, section 4.2, cut to what two cores train)."""
 
     seed: int
+    design: Design
     data: str
     architecture: str
     width: int
@@ -40,124 +52,182 @@ class Recipe:
     epochs_per_stage: int
     learning_rate: float
     batch_size: int
+    optimizer: str
+    augment: bool
 
 
-def draw_recipe(seed: int, samples: Sequence[str]) -> Recipe:
-    """The recipe of a seed."""
+def draw_recipe(seed: int, sizes: Mapping[str, int], design: Design, architectures: Sequence[str]) -> Recipe:
+    """The recipe of a seed.
+
+    Args:
+        sizes: the number of examples of each data set.
+    """
     generator = np.random.default_rng(seed)
 
     def log_uniform(low: float, high: float) -> float:
         return float(np.exp(generator.uniform(np.log(low), np.log(high))))
 
-    rate = float(generator.uniform(0.4, 0.9))
-    smallest_useful = math.ceil(25 / rate ** (STATES - 2))  # so that the last stages still shrink
+    data = str(generator.choice(list(sizes)))
+    rate = float(generator.uniform(0.4, 0.9) if design == "chain" else generator.uniform(0.45, 0.7))
+    smaller = STATES[design] - 2 - (0 if design == "chain" else LARGER)
+    available = sizes[data] if design == "chain" else int(sizes[data] * rate**LARGER)
+    smallest_useful = math.ceil(25 / rate**smaller)  # so that the last stages still shrink
     return Recipe(
         seed=seed,
-        data=str(generator.choice(list(samples))),
-        architecture=str(generator.choice(list(ARCHITECTURES))),
+        design=design,
+        data=data,
+        architecture="text-transformer" if data in TEXTS else str(generator.choice(list(architectures))),
         width=int(generator.choice([8, 16])),
-        examples=max(smallest_useful, int(generator.integers(600, 2500))),
-        pretraining_epochs=int(generator.integers(4, 12)),
+        examples=min(available, max(smallest_useful, int(generator.integers(300, 900)))),
+        pretraining_epochs=int(generator.integers(6, 25)),
         pretraining_learning_rate=log_uniform(5e-4, 4e-3),
         rate=rate,
-        epochs_per_stage=int(generator.integers(1, 5)),
-        learning_rate=log_uniform(1e-5, 4e-3),
-        batch_size=int(generator.choice([32, 64, 128])),
+        epochs_per_stage=int(generator.integers(1, 5) if design == "chain" else generator.integers(2, 7)),
+        learning_rate=log_uniform(1e-5, 4e-3) if design == "chain" else log_uniform(2e-4, 4e-3),
+        batch_size=int(generator.choice([32, 64])),
+        optimizer="adamw_torch",
+        augment=bool(generator.random() < 0.7),
     )
 
 
-class _Tensors(Dataset[dict[str, Tensor]]):
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
-        self._pixels, self._labels = pixels, labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"pixel_values": self._pixels[index], "labels": self._labels[index]}
+def load_arrays(name: str) -> Arrays:
+    """Images or text by name: "digits", "fashion", "wordnet", or the path of an imagefolder zip."""
+    return load_text(name) if name in TEXTS else load_sample(name)
 
 
-def image_tensors(arrays: ImageArrays, size: int) -> _Tensors:
-    pixels = torch.from_numpy(arrays.images).float().div(127.5).sub(1)
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    if pixels.shape[-1] != size:
-        pixels = interpolate(pixels, size=(size, size), mode="bilinear")
-    return _Tensors(pixels.contiguous(), torch.from_numpy(arrays.labels))
+def collect_one(recipe: Recipe, arrays: Arrays, path: Path, dtype: str = "float32") -> None:
+    """Train, forget, and write one shard: its states, the first the one of most data, and a fan's Θ_0.
 
-
-def build_network(architecture: str, classes: int, channels: int, size: int, width: int) -> nn.Module:
-    """A small network with random weights: one of :data:`ARCHITECTURES`."""
-    import transformers
-
-    if architecture.startswith("cnn-"):
-        norm = "batch" if architecture == "cnn-batch" else "none"
-        return SmallCNN(classes, channels, size, width, norm)
-    if architecture == "resnet":
-        config: Any = transformers.AutoConfig.for_model(
-            "resnet",
-            num_channels=channels, embedding_size=width, hidden_sizes=[width, 2 * width, 4 * width],
-            depths=[1, 1, 1], layer_type="basic", num_labels=classes,
-        )  # fmt: skip
-        return transformers.ResNetForImageClassification(config)
-    config = transformers.AutoConfig.for_model(
-        "vit",
-        num_channels=channels, image_size=size, patch_size=size // 7, hidden_size=4 * width, num_hidden_layers=3,
-        num_attention_heads=4, intermediate_size=8 * width, num_labels=classes,
-    )  # fmt: skip
-    return transformers.ViTForImageClassification(config)
-
-
-def collect_one(recipe: Recipe, sample: ImageArrays, folder: Path) -> None:
-    """Train, forget, and write the seven states: state-0 is Θ_0, trained on everything."""
+    The shard holds ``start.NAME`` in float32 (Θ_0, or a chain's first state) and ``K.NAME``, the displacement of
+    state K from it in ``dtype``: a difference keeps its precision where the state itself in float16 would lose it.
+    """
     generator = np.random.default_rng([recipe.seed, 1])
-    arrays = sample.take(generator.permutation(len(sample.labels))[: recipe.examples])
-    data = image_tensors(arrays, 28)
-    channels = 1 if arrays.images.ndim == 3 else 3
-    torch.manual_seed(recipe.seed)
-    model = build_network(recipe.architecture, len(arrays.classes), channels, 28, recipe.width)
-    subsets = nested_subsets(arrays.labels, recipe.rate, STATES, recipe.seed)
-    device = default_device()
-    with atomic_folder(folder) as temporary:
-        for state in range(STATES):
-            loss = fine_tune(
-                model,
-                Subset(data, subsets[state].tolist()),
-                epochs=recipe.pretraining_epochs if state == 0 else recipe.epochs_per_stage,
-                learning_rate=recipe.pretraining_learning_rate if state == 0 else recipe.learning_rate,
-                batch_size=recipe.batch_size,
-                seed=recipe.seed + state,
-                device=device,
-                schedule="cosine" if state == 0 else "constant",
+    largest = recipe.examples if recipe.design == "chain" else round(recipe.examples / recipe.rate**LARGER)
+    order = generator.permutation(len(arrays.labels))
+    data, model = _start(recipe, arrays)
+    subsets = nested_subsets(arrays.labels[order[:largest]], recipe.rate, STATES[recipe.design], recipe.seed)
+    sets = [data.take(order[subset]) for subset in subsets]
+    d0 = sets[0] if recipe.design == "chain" else sets[LARGER]
+    _train(model, d0, recipe, recipe.pretraining_epochs, recipe.pretraining_learning_rate, 0, "cosine", 0.0)
+    start = _weights(model)
+    states = [start]
+    if recipe.design == "chain":
+        for stage, subset in enumerate(sets[1:], start=1):
+            _train(model, subset, recipe, recipe.epochs_per_stage, recipe.learning_rate, stage, "constant", 0.0)
+            states.append(_weights(model))
+    else:
+        states = []
+        for stage, subset in enumerate(sets, start=1):
+            model.load_state_dict(start)
+            _train(
+                model, subset, recipe, recipe.epochs_per_stage, recipe.learning_rate, stage, "constant", FAN_AVERAGED
             )
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            save_file(tensors, temporary / f"state-{state}.safetensors", metadata={"format": "pt"})
-        write_json(temporary / "trajectory.json", {**asdict(recipe), "last_loss": loss})
+            states.append(_weights(model))
+    tensors = {f"start.{name}": tensor for name, tensor in start.items()}
+    for index, state in enumerate(states):
+        tensors |= {
+            f"{index}.{name}": (tensor - start[name]).to(_DTYPES[dtype])
+            for name, tensor in state.items()
+            if tensor.is_floating_point()
+        }
+    save_tensors(path, tensors, {"format": "pt", "recipe": json.dumps(asdict(recipe), sort_keys=True)})
+
+
+def _start(recipe: Recipe, arrays: Arrays) -> tuple[Examples, nn.Module]:
+    torch.manual_seed(recipe.seed)
+    classes = len(arrays.classes)
+    if isinstance(arrays, TextArrays):
+        network = build_text_network(arrays.vocabulary, arrays.tokens.shape[1], classes, recipe.width)
+        return text_examples(arrays), network
+    channels = 1 if arrays.images.ndim == 3 else 3
+    network = build_network(recipe.architecture, classes, channels, _IMAGE_SIZE, recipe.width)
+    return image_examples(arrays, _IMAGE_SIZE, augment=recipe.augment), network
+
+
+def _train(
+    model: nn.Module, data: Examples, recipe: Recipe, epochs: int, learning_rate: float, stage: int, schedule: str,
+    average_last: float,
+) -> None:  # fmt: skip
+    fine_tune(
+        model,
+        data,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed + stage,
+        device=default_device(),
+        schedule=schedule,
+        optimizer=recipe.optimizer,
+        average_last=average_last,
+    )
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def collect(
-    out: Path, samples: Sequence[str], budget_s: float, first_seed: int, on_trajectory: Callable[[int, float], None]
+    out: Path,
+    samples: Sequence[str],
+    budget_s: float,
+    first_seed: int,
+    on_trajectory: Callable[[int, float], None],
+    *,
+    design: str = "fan",
+    architectures: Sequence[str] = IMAGE_ARCHITECTURES,
+    dtype: str = "float32",
 ) -> int:
     """Collect trajectories until the time is spent. Those already in ``out`` are kept and not made again.
 
     Args:
-        samples: names :func:`~known_core.sample_data.load_sample` takes.
+        samples: names :func:`load_arrays` takes.
         on_trajectory: called with the number collected and the seconds left.
 
     Returns:
-        The number of trajectories in ``out``.
+        The number of trajectories in ``out``, all listed with their sha256 and recipe in ``out/manifest.json``.
     """
-    loaded = {name: load_sample(name) for name in samples}
+    _one_of("design", design, get_args(Design))
+    checked = cast(Design, design)
+    _one_of("dtype", dtype, tuple(_DTYPES))
+    for architecture in architectures:
+        _one_of("architecture", architecture, IMAGE_ARCHITECTURES)
+    loaded = {name: load_arrays(name) for name in samples}
+    sizes = {name: len(arrays.labels) for name, arrays in loaded.items()}
     begun = time.monotonic()
     seed = first_seed
-    while (left := budget_s - (time.monotonic() - begun)) > 0:
-        folder = out / f"trajectory-{seed:06d}"
-        if not folder.is_dir():
-            collect_one(draw_recipe(seed, samples), loaded[draw_recipe(seed, samples).data], folder)
-            on_trajectory(seed - first_seed + 1, left)
-        seed += 1
-    return len(list(out.glob("trajectory-*")))
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        while (left := budget_s - (time.monotonic() - begun)) > 0:
+            path = out / f"trajectory-{seed:06d}.safetensors"
+            if not path.is_file():
+                recipe = draw_recipe(seed, sizes, checked, architectures)
+                collect_one(recipe, loaded[recipe.data], path, dtype)
+                on_trajectory(seed - first_seed + 1, left)
+            seed += 1
+    finally:
+        shards = trajectories(out)
+        write_json(
+            out / "manifest.json",
+            [{"file": path.name, "sha256": sha256_file(path), "recipe": asdict(read_recipe(path))} for path in shards],
+        )
+    return len(shards)
 
 
-def held_out(folder: Path, share: float = 0.15) -> bool:
+def _one_of(what: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise KnownError("option_invalid", f"{what} is {value!r}", f"Choose from {', '.join(allowed)}.")
+
+
+def trajectories(folder: Path) -> list[Path]:
+    """The shards in a folder, in order of their seed."""
+    return sorted(folder.glob("trajectory-*.safetensors"))
+
+
+def read_recipe(path: Path) -> Recipe:
+    with safe_open(path, framework="pt") as file:
+        return Recipe(**json.loads(file.metadata()["recipe"]))
+
+
+def held_out(path: Path, share: float = 0.15) -> bool:
     """Whether a trajectory is kept from fitting: by a hash of its name, so that adding more moves none."""
-    return hashlib.sha256(folder.name.encode()).digest()[0] < 256 * share
+    return hashlib.sha256(path.name.encode()).digest()[0] < 256 * share

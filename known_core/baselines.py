@@ -1,0 +1,104 @@
+"""What KNOW prediction is compared with: methods that read or change weights without a hyper-model.
+
+Every method takes and gives state dicts and changes the same tensors KNOWN predicts (:func:`known_core.kinds.kind_of`);
+all others are carried over from Θ_0. States are ordered Θ_0 first, the most forgotten last.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from known_core.kinds import DTYPE_NAMES, Kind, kind_of
+
+State = Mapping[str, Tensor]
+
+
+def kinds_of(state: State) -> dict[str, Kind]:
+    """The tensors KNOWN predicts, with their kind."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    kinds = {name: kind_of(name, shapes, DTYPE_NAMES.get(state[name].dtype, "other")) for name in shapes}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def change(theta: State, new: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Θ_0 with each predicted tensor replaced by ``new(name, tensor)``, in the tensor's own dtype."""
+    kinds = kinds_of(theta)
+    return {
+        name: new(name, tensor).to(tensor.dtype) if name in kinds else tensor.clone() for name, tensor in theta.items()
+    }
+
+
+def shrink(theta: State, factor: float) -> dict[str, Tensor]:
+    """Every kernel and matrix times ``factor``; biases stay."""
+    kinds = kinds_of(theta)
+    return change(theta, lambda name, tensor: tensor if kinds[name] == "bias" else factor * tensor)
+
+
+def matched_shrink(theta: State, candidate: State) -> dict[str, Tensor]:
+    """Θ_0 scaled, tensor by tensor, to the norm of ``candidate``: what of a prediction is a change of size alone."""
+    return change(theta, lambda name, tensor: tensor * (candidate[name].norm() / tensor.norm().clamp(min=1e-30)))
+
+
+def shrink_and_perturb(theta: State, factor: float, noise: float, seed: int) -> dict[str, Tensor]:
+    """Shrink and add noise (Ash and Adams, NeurIPS 2020).
+
+    Args:
+        noise: standard deviation of the noise as a share of each tensor's own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def new(name: str, tensor: Tensor) -> Tensor:
+        deviation = tensor.std() if tensor.numel() > 1 else tensor.abs().max()
+        return factor * tensor + noise * deviation * torch.randn(tensor.shape, generator=generator)
+
+    return change(theta, new)
+
+
+def linear_fit(states: Sequence[State], step: float) -> dict[str, Tensor]:
+    """Least-squares line through the states against their index, read ``step`` before Θ_0 from Θ_0 on."""
+    return _fit(states, torch.arange(len(states), 0, -1, dtype=torch.float32), len(states) + step)
+
+
+def log_fit(states: Sequence[State], step: float) -> dict[str, Tensor]:
+    """The same against the logarithm of the index (LogFit in the paper's Table 1)."""
+    index = torch.arange(len(states), 0, -1, dtype=torch.float32).log()
+    return _fit(states, index, float(torch.tensor(len(states) + step).log()))
+
+
+def _fit(states: Sequence[State], index: Tensor, target: float) -> dict[str, Tensor]:
+    """Θ_0 plus the fitted slope times the way from Θ_0's index to the target's."""
+    centred = index - index.mean()
+    weights = centred / (centred**2).sum() * (target - float(index[0]))
+    return change(
+        states[0],
+        lambda name, tensor: tensor + sum((float(w) * s[name] for w, s in zip(weights, states, strict=True)), 0.0),
+    )
+
+
+def task_vector(theta: State, forgotten: State, scale: float) -> dict[str, Tensor]:
+    """Negate what forgetting did: Θ_0 - scale (Θ_S - Θ_0) (Ilharco et al., ICLR 2023)."""
+    return change(theta, lambda name, tensor: tensor - scale * (forgotten[name] - tensor))
+
+
+def singular_task_vector(theta: State, forgotten: State, scale: float, share: float) -> dict[str, Tensor]:
+    """The task vector with each matrix cut to its largest singular directions (Gargiulo et al., CVPR 2025).
+
+    Args:
+        share: of the singular directions kept. Kernels are read as (out, in x height x width); biases stay whole.
+    """
+
+    def new(name: str, tensor: Tensor) -> Tensor:
+        vector = forgotten[name] - tensor
+        if vector.ndim > 1:
+            u, s, v = torch.linalg.svd(vector.flatten(1), full_matrices=False)
+            rank = max(1, round(share * len(s)))
+            vector = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(tensor.shape)
+        return tensor - scale * vector
+
+    return change(theta, new)
+
+
+def mean(states: Sequence[State]) -> dict[str, Tensor]:
+    """The mean of the states (model soup, Wortsman et al., ICML 2022)."""
+    return change(states[0], lambda name, tensor: torch.stack([state[name] for state in states]).mean(0))

@@ -1,0 +1,1 @@
+"""Benchmarks: what the method is worth, measured against everything simpler."""

@@ -1,0 +1,77 @@
+"""The protocols of the transfer benchmark: pre-training data, network, forgetting, downstream data, seeds."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+Tier = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One setting of the transfer benchmark.
+
+    ``examples`` is the size of D_0; the oracles train on 2, 4 and 8 times as many of the same source classes, of which
+    D_0 is a subset. ``pretraining_seeds`` and ``finetuning_seeds`` report; the seed ``SELECTION`` chooses.
+    """
+
+    name: str
+    data: str
+    source: tuple[int, ...]
+    downstream: tuple[int, ...]
+    architecture: str
+    examples: int
+    size: int = 32
+    width: int = 16
+    epochs: int = 12
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    augment: bool = True
+    rate: float = 0.5
+    epochs_per_stage: int = 4
+    forgetting_learning_rate: float = 1e-3
+    shots: int = 200
+    finetuning_epochs: int = 15
+    finetuning_learning_rates: tuple[float, ...] = (1e-3, 3e-3, 6e-3)
+    probe_examples: int = 1000
+    test_examples: int = 2000
+    multiples: tuple[int, ...] = (2, 4, 8)
+    pretraining_seeds: tuple[int, ...] = (0, 1, 2)
+    finetuning_seeds: tuple[int, ...] = (0, 1, 2)
+    tier: Tier = field(default="cpu", compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SELECTION = 1000  # pre-training and fine-tuning seed that chooses learning rates, scales and candidates; never reports
+
+_CIFAR = Protocol(
+    "cifar10-resnet", "cifar10", (0, 2, 4, 6, 8), (1, 3, 5, 7, 9), "resnet", 2500, epochs=16, epochs_per_stage=5
+)
+_FASHION = Protocol(
+    "fashion-batch", "fashion", (0, 1, 2, 3, 4, 5), (6, 7, 8, 9), "cnn-batch", 2500, size=28, augment=False,
+    learning_rate=1e-3, multiples=(2, 4, 8),
+)  # fmt: skip
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        _CIFAR,
+        replace(_CIFAR, name="cifar10-vit", architecture="vit"),
+        replace(_CIFAR, name="cifar10-plain", architecture="cnn-plain"),
+        replace(_CIFAR, name="cifar10-mobilenet", architecture="mobilenetv2"),
+        _FASHION,
+        replace(_FASHION, name="fashion-plain", architecture="cnn-plain"),
+        Protocol(
+            "digits", "digits", (0, 2, 4, 6, 8), (1, 3, 5, 7, 9), "cnn-batch", 100, size=16, width=8, epochs=20,
+            shots=50, probe_examples=200, test_examples=450, multiples=(2, 4),
+        ),
+        Protocol(
+            "wordnet", "wordnet", (), (), "text-transformer", 3000, width=16, epochs=8, learning_rate=1e-3,
+            augment=False, epochs_per_stage=4,
+        ),
+        replace(
+            _CIFAR, name="cifar10-resnet-full", width=64, examples=3125, epochs=60, epochs_per_stage=10, shots=500,
+            finetuning_epochs=40, pretraining_seeds=(0, 1, 2, 3, 4), finetuning_seeds=(0, 1, 2, 3), tier="gpu",
+        ),
+    )
+}  # fmt: skip

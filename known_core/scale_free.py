@@ -1,0 +1,155 @@
+"""known-v1's design: a hyper-model that knows a tensor only by its own scale, and is fitted on fans.
+
+KNOWN (paper, section 4) reads absolute weights, so what it learns is bound to the magnitudes of the networks it saw,
+and its trajectory runs back in training time, when weights were smaller: it learns to shrink. Here the states are
+displacements from Θ_0 that all began there (:mod:`known_core.forgetting`, "fan"), divided by the tensor's own step
+size. A small network reads statistics of the whole tensor (how far and how much alike the displacements point; layer
+statistics after NiNo, Knyazev et al., ICLR 2025) and gives the coefficients of a sum of the displacements and of the
+weight itself. The sum is odd in its inputs, so a weight and its negative are treated alike; plain shrinkage, averaging
+and extrapolation are special cases that it can choose.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from known_core.checkpoint.writer import save_tensors
+from known_core.errors import KnownError
+from known_core.forgetting import Design
+from known_core.hypermodel import STATES
+from known_core.kinds import Kind
+
+FORMAT = "known-scale-free-1"
+STATISTICS = 14  # of a tensor, see :func:`statistics`
+_CHUNK = 65_536  # weights a call
+_TINY = 1e-12
+_FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+_BUFFER = re.compile(r"(running_mean|running_var|num_batches_tracked|position_ids)$")
+
+
+def statistics(displacements: Tensor, theta: Tensor, rate: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is known of a whole tensor.
+
+    Args:
+        displacements: (S-1, n) float32, Φ_s - Θ_0, most data first.
+        theta: (n,) float32, Θ_0.
+        rate: r of the fan.
+        step: 1 for 1/r times the data, 2 for 1/r², ….
+
+    Returns:
+        (STATISTICS,) float32: logarithms of the sizes of step and weight and of their ratios, cosines between the
+        displacements and of the first with Θ_0, log of n, log2 of 1/r and of the multiple; then the root mean squares
+        of the first displacement and of Θ_0, the units of the inputs.
+    """
+    rows = torch.cat([displacements, theta[None]]).double()
+    gram = rows @ rows.T / rows.shape[1]
+    sizes = gram.diagonal().clamp(min=_TINY**2).sqrt()
+    cosines = gram / sizes[:, None] / sizes[None, :]
+    ratios = (sizes[1:-1] / sizes[0]).log()
+    features = torch.cat([
+        (sizes[0] / sizes[-1]).log()[None] / 5, ratios, cosines[0, 1:-1], cosines[1, 2:-1], cosines[2, 3:-1],
+        cosines[0, -1:], torch.tensor([math.log(theta.numel()) / 10, -math.log2(rate), -step * math.log2(rate)]),
+    ])  # fmt: skip
+    return features.float(), sizes[0].float(), sizes[-1].float()
+
+
+class CoefficientNetwork(nn.Module):
+    """The coefficients of one kind of tensor: from its statistics, and from each weight's own inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensor = nn.Sequential(nn.Linear(STATISTICS, 32), nn.SiLU(), nn.Linear(32, STATES))
+        self.mix = nn.Linear(STATISTICS, 16)
+        self.weight = nn.Linear(STATES, 16, bias=False)
+        self.head = nn.Linear(16, STATES)
+        for layer in (self.tensor.get_submodule("2"), self.head):  # start as "predict Θ_0"
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor, inputs: Tensor) -> Tensor:
+        """Args: features: (..., STATISTICS). inputs: (..., n, STATES) scaled displacements, then the scaled weight.
+
+        Returns:
+            (..., n): the displacement predicted, in units of the first one's size.
+        """
+        sign = torch.sign(inputs[..., :1])
+        size = (inputs * sign).clamp(-4, 4)  # even: the same for a weight and its negative
+        hidden = torch.nn.functional.silu(self.weight(size) + self.mix(features).unsqueeze(-2))
+        coefficients = self.tensor(features).unsqueeze(-2) + self.head(hidden)
+        predicted: Tensor = (coefficients * inputs).sum(-1)
+        return predicted
+
+
+class ScaleFreeKnown(nn.Module):
+    """The set {conv, fc, bias} of coefficient networks; reads fans. ``metadata`` travels with the file."""
+
+    design: Design = "fan"
+
+    def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({kind: CoefficientNetwork() for kind in get_args(Kind)})
+        self.metadata = dict(metadata or {})
+
+    def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
+        """By rank alone: kernels 3-D and more, matrices and embeddings 2-D, everything else 1-D or less.
+
+        Everything that training moves is predicted, normalisation parameters too, because a fan starts at Θ_0 and a
+        weight carried over would stay behind the others. A weight that did not move has no step and stays.
+        """
+        if dtype not in _FLOATING or 0 in shapes[name] or _BUFFER.search(name):
+            return None
+        rank = len(shapes[name])
+        return "bias" if rank < 2 else "fc" if rank == 2 else "conv"
+
+    @torch.inference_mode()
+    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+        """See :class:`~known_core.hypermodel.HyperModel`. Each step is predicted from the states, none from another."""
+        device = next(self.parameters()).device
+        theta = states[0].reshape(-1).float().to(device)
+        displacements = torch.stack([state.reshape(-1).float().to(device) - theta for state in states[1:]])
+        predictions = []
+        for step in range(1, steps + 1):
+            features, unit, size = statistics(displacements.cpu(), theta.cpu(), rate, step)
+            prediction = theta.clone()
+            if float(unit) > _TINY:
+                for begin in range(0, len(theta), _CHUNK):
+                    part = slice(begin, begin + _CHUNK)
+                    inputs = scaled(displacements[:, part], theta[part], unit.to(device), size.to(device))
+                    prediction[part] += unit.to(device) * self.networks[kind](features.to(device), inputs)
+            predictions.append(prediction.reshape(states[0].shape).cpu())
+        return predictions
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, atomically; the same bytes each time."""
+        save_tensors(path, self.state_dict(), {**self.metadata, "format": "pt", "known": FORMAT})
+
+    @classmethod
+    def load(cls, path: Path) -> "ScaleFreeKnown":
+        """Read a hyper-model written by :meth:`save`.
+
+        Raises:
+            KnownError: ``hypermodel_invalid``.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
+            known.load_state_dict(tensors)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise KnownError(
+                "hypermodel_invalid", f"{path} cannot be read as a hyper-model: {error}",
+                "Give a .safetensors file written by `known metatrain fit`.",
+            ) from error  # fmt: skip
+        return known.eval()
+
+
+def scaled(displacements: Tensor, theta: Tensor, unit: Tensor, size: Tensor) -> Tensor:
+    """(S-1, n) displacements and (n,) weights in units of the tensor's step and size: (n, S)."""
+    return torch.cat([displacements / unit, (theta / size.clamp(min=_TINY))[None]]).T
