@@ -1,4 +1,4 @@
-"""What KNOW prediction is compared with: methods that read or change weights without a hyper-model.
+"""What KNOW prediction is compared with: methods that read or change weights without a fitted hyper-model.
 
 Every method takes and gives state dicts and changes the same tensors KNOWN predicts (:func:`known_core.kinds.kind_of`);
 all others are carried over from Θ_0. States are ordered Θ_0 first, the most forgotten last.
@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from known_core.kinds import DTYPE_NAMES, Kind, kind_of
+from known_core.forgetting import Design
+from known_core.hypermodel import STATES, HyperModel
+from known_core.kinds import DTYPE_NAMES, Kind, kind_of, kind_of_moving
 
 State = Mapping[str, Tensor]
+_TINY = 1e-30
 
 
 def kinds_of(state: State) -> dict[str, Kind]:
@@ -37,7 +40,7 @@ def shrink(theta: State, factor: float) -> dict[str, Tensor]:
 
 def matched_shrink(theta: State, candidate: State) -> dict[str, Tensor]:
     """Θ_0 scaled, tensor by tensor, to the norm of ``candidate``: what of a prediction is a change of size alone."""
-    return change(theta, lambda name, tensor: tensor * (candidate[name].norm() / tensor.norm().clamp(min=1e-30)))
+    return change(theta, lambda name, tensor: tensor * (candidate[name].norm() / tensor.norm().clamp(min=_TINY)))
 
 
 def shrink_and_perturb(theta: State, factor: float, noise: float, seed: int) -> dict[str, Tensor]:
@@ -102,3 +105,48 @@ def singular_task_vector(theta: State, forgotten: State, scale: float, share: fl
 def mean(states: Sequence[State]) -> dict[str, Tensor]:
     """The mean of the states (model soup, Wortsman et al., ICML 2022)."""
     return change(states[0], lambda name, tensor: torch.stack([state[name] for state in states]).mean(0))
+
+
+class Continued:
+    """A fan's Φ_0: training on for as long, on all of D_0, and averaged. What is gained here needs no prediction."""
+
+    design: Design = "fan"
+    states = 2
+
+    def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
+        return kind_of_moving(name, shapes, dtype)
+
+    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+        return [states[1].float()] * steps
+
+
+class Mean:
+    """The mean of all states of either trajectory."""
+
+    states = STATES
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+
+    def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
+        return kind_of_moving(name, shapes, dtype)
+
+    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+        return [torch.stack([state.float() for state in states]).mean(0)] * steps
+
+
+class MatchedShrink:
+    """Θ_0 scaled, tensor by tensor, to the norm of a hyper-model's prediction ``last`` steps back."""
+
+    states = STATES
+
+    def __init__(self, known: HyperModel, last: int) -> None:
+        self._known, self._last, self.design = known, last, known.design
+
+    def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
+        return self._known.kind_of(name, shapes, dtype)
+
+    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+        prediction = self._known.predict(kind, states, rate, self._last)[-1]
+        theta = states[0].float()
+        return [theta * (prediction.norm() / theta.norm().clamp(min=_TINY))] * steps

@@ -195,7 +195,10 @@ def nowcast(
     recurrences: Annotated[int, typer.Option(min=1, max=4, help="steps back")] = 3,
     rate: Annotated[float, typer.Option(min=0.1, max=0.95, help="the trajectory's r; names the outputs")] = 0.5,
     hypermodel: Annotated[
-        Path | None, typer.Option(envvar="KNOWN_HYPERMODEL", help="a hyper-model file; default: the one that ships")
+        str | None,
+        typer.Option(
+            envvar="KNOWN_HYPERMODEL", help="known-v1 (reads a fan), known-paper (reads a chain), or a file of your own"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -218,6 +221,8 @@ def nowcast(
     else:
         counts = ", ".join(f"{kind} {count:,}" for kind, count in manifest["weights_predicted"].items())
         print(f"{out}: {', '.join(manifest['outputs'])}; weights: {counts}")
+        hypermodel_used, design = manifest["hypermodel"]["name"], manifest["hypermodel"]["design"]
+        print(f"{hypermodel_used} read the states as a {design}.")
         print("Batch-normalisation statistics are those of THETA_0: re-estimate them on your data before use.")
 
 

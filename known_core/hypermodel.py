@@ -29,6 +29,7 @@ class HyperModel(Protocol):
     """What reads a trajectory and predicts what more data would have made of the weights."""
 
     design: Design  # the trajectory it reads
+    states: int  # how many of its states
 
     def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
         """As what a tensor is predicted, or None where it is carried over."""
@@ -37,7 +38,7 @@ class HyperModel(Protocol):
         """One tensor, ``steps`` times.
 
         Args:
-            states: five tensors of one shape, any floating dtype, Θ_0 first, then what was trained on ever less data.
+            states: as many tensors of one shape, any floating dtype, Θ_0 first, then those of ever less data.
             rate: r of the trajectory.
 
         Returns:
@@ -89,6 +90,7 @@ class Known(nn.Module):
     """
 
     design: Design = "chain"
+    states = STATES
 
     def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__()

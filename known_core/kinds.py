@@ -19,6 +19,22 @@ _MATRIX = re.compile(r"(weight|lora_[AB])$")
 _FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 
+_BUFFER = re.compile(r"(running_mean|running_var|num_batches_tracked|position_ids)$")
+
+
+def kind_of_moving(name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
+    """The kind by rank alone, for methods that begin at Θ_0 and follow everything that training moves.
+
+    Kernels have rank 3 or more, matrices and embeddings 2, all others 0 or 1. Only buffers are carried over: a
+    normalisation parameter that stayed behind the kernels around it would fit neither what they were nor what they
+    become.
+    """
+    if dtype not in _FLOATING or 0 in shapes[name] or _BUFFER.search(name):
+        return None
+    rank = len(shapes[name])
+    return "bias" if rank < 2 else "fc" if rank == 2 else "conv"
+
+
 def kind_of(name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
     """The kind of one tensor, or None where it is carried over.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from known_core.checkpoint import Checkpoint, TensorWriter, check_same_tensors
 from known_core.errors import KnownError
 from known_core.files import atomic_folder
-from known_core.hypermodel import STATES, HyperModel
+from known_core.hypermodel import HyperModel
 from known_core.kinds import DTYPE_NAMES
 
 
@@ -56,7 +56,7 @@ def nowcast(
     that is not weights are carried over from Θ_0.
 
     Args:
-        states: five checkpoints, Θ_0 first: the trajectory of the hyper-model's design.
+        states: as many checkpoints as the hyper-model reads, Θ_0 first: the trajectory of the hyper-model's design.
         outputs: folders to create; none may exist. They appear together or not at all.
         rate: r of the trajectory.
         on_bytes: progress in bytes of Θ_0.
@@ -67,8 +67,8 @@ def nowcast(
     Raises:
         KnownError: ``states_count``, ``states_mismatch``, ``output_exists``, ``nonfinite_weights``.
     """
-    if len(states) != STATES:
-        raise KnownError("states_count", f"{len(states)} states given", f"Give {STATES}, the most recent first.")
+    if len(states) != known.states:
+        raise KnownError("states_count", f"{len(states)} states given", f"Give {known.states}, the most recent first.")
     for output in outputs:
         if output.exists():
             raise KnownError("output_exists", f"{output} exists already", "Name another folder, or remove it.")

@@ -20,7 +20,7 @@ def nowcast_files(
     *,
     recurrences: int = 3,
     rate: float = 0.5,
-    hypermodel: Path | None = None,
+    hypermodel: str | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write ``out/x2``, ``out/x4``, … and ``out/manifest.json``; all of it or nothing.
@@ -28,7 +28,8 @@ def nowcast_files(
     Args:
         states: five safetensors files or folders, Θ_0 (the most recent) first.
         rate: the trajectory's r, which names the outputs.
-        hypermodel: a file; None takes the one that ships.
+        hypermodel: the name of one that ships, or a file; None takes the server's own. It decides how the states are
+            read: known-v1 wants a fan, known-paper a chain (:mod:`known_core.forgetting`).
 
     Returns:
         What the manifest says of inputs and outputs.
@@ -38,7 +39,7 @@ def nowcast_files(
     """
     if out.exists():
         raise KnownError("output_exists", f"{out} exists already", "Name another folder, or remove it.")
-    path = hypermodel if hypermodel is not None else hypermodel_path(None)
+    path = Path(hypermodel) if hypermodel and Path(hypermodel).is_file() else hypermodel_path(hypermodel)
     known = load_hypermodel(path, default_device())
     checkpoints = [Checkpoint(state) for state in states]
     names = candidate_names(rate, recurrences)
@@ -50,7 +51,7 @@ def nowcast_files(
                 for checkpoint in checkpoints
             ],
             "outputs": names,
-            "hypermodel": {"name": path.stem, "sha256": sha256_file(path)},
+            "hypermodel": {"name": path.stem, "sha256": sha256_file(path), "design": known.design},
             "weights_predicted": counts,
             "rate": rate,
         }

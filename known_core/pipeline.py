@@ -19,12 +19,14 @@ import torch
 from torch import nn
 
 from known_core import evaluation
+from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.calibration import has_batch_norm, recalibrate
 from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
-from known_core.forgetting import nested_subsets, subset_hash
+from known_core.forgetting import FAN_AVERAGED, Design, nested_subsets, subset_hash
+from known_core.hypermodel import HyperModel
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.manifest import write_manifest
 from known_core.nowcast import nowcast
@@ -43,7 +45,7 @@ def inspect(spec: JobSpec) -> dict[str, Any]:
         KnownError: the first thing that makes the job impossible, pointing at the request's field.
     """
     hypermodel_path(spec.nowcast.hypermodel)
-    names = candidate_names(spec.forgetting.rate, spec.nowcast.recurrences)
+    names = _names(spec)
     if spec.evaluation.select not in ("best", *names):
         raise KnownError(
             "candidate_unknown",
@@ -80,13 +82,19 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
         ) from error  # fmt: skip
 
 
+def _names(spec: JobSpec) -> list[str]:
+    """Every candidate a job makes, besides the weights given."""
+    return [*candidate_names(spec.forgetting.rate, spec.nowcast.recurrences), *dict.fromkeys(spec.nowcast.controls)]
+
+
 class _Run:
     def __init__(self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any]) -> None:
         self._spec, self._folder, self._reporter, self._summary = spec, folder, reporter, summary
         self._stages = Stages(folder / "work")
         self._device = default_device()
-        self._names = candidate_names(spec.forgetting.rate, spec.nowcast.recurrences)
+        self._names = _names(spec)
         self._hypermodel = hypermodel_path(spec.nowcast.hypermodel)
+        self._known = load_hypermodel(self._hypermodel, self._device)
 
     def run(self) -> Path:
         artifacts = self._folder / "artifacts"
@@ -97,8 +105,7 @@ class _Run:
         original = Checkpoint(inputs / "model")
         original.check_finite()
         before = self._evaluate(task, {evaluation.UNCHANGED: original}, "evaluating_before")
-        states = self._forget(task, original, inputs)
-        predicted = self._nowcast(states)
+        predicted = self._nowcast(self._forget(task, original, inputs))
         candidates = self._calibrate(task, predicted)
         after = self._evaluate(task, candidates, "evaluating_after")
         self._package(task, {evaluation.UNCHANGED: original, **candidates}, before | after, artifacts)
@@ -144,55 +151,80 @@ class _Run:
             self._reporter.metric("accuracy", float(accuracy), candidate=name)
         return results
 
-    def _forget(self, task: OpenTask, original: Checkpoint, inputs: Path) -> list[Checkpoint]:
+    def _forget(self, task: OpenTask, original: Checkpoint, inputs: Path) -> dict[Design, list[Checkpoint]]:
+        """The states of each trajectory that a candidate needs, Θ_0 first."""
         settings = self._spec.forgetting
         self._subsets = nested_subsets(task.d0.labels, settings.rate, settings.states, settings.seed)
         self._state_accuracy: list[float] = []
-        states = [original]
+        stages: list[tuple[Design, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
+        if "continued" in self._spec.nowcast.controls and ("fan", 0) not in stages:
+            stages.append(("fan", 0))
+        states: dict[Design, list[Checkpoint]] = {"chain": [original], "fan": [original]}
         previous = inputs.name
-        for stage in range(1, settings.states):
-            self._reporter.phase("forgetting", f"{stage} of {settings.states - 1}")
-            subset = self._subsets[stage]
-
-            def work(out: Path, start: Checkpoint = states[-1], stage: int = stage) -> None:
-                model = task.load(start)
-                loss = fine_tune(
-                    model,
-                    torch.utils.data.Subset(task.d0.items, self._subsets[stage].tolist()),
-                    epochs=settings.epochs_per_stage,
-                    learning_rate=settings.learning_rate,
-                    batch_size=settings.batch_size,
-                    seed=settings.seed + stage,
-                    device=self._device,
-                    on_step=self._reporter.step,
-                )
-                task.save(model.cpu(), out / "state")
-                scores = task.score(model, task.evaluation.items, self._device)
-                write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
-
-            folder = self._stages.run(
-                f"forgetting-{stage}",
-                {"start": previous, "subset": subset_hash(subset), "settings": settings.model_dump(mode="json")},
-                work,
-            )
+        for index, (design, stage) in enumerate(stages):
+            self._reporter.phase("forgetting", f"{index + 1} of {len(stages)}")
+            start, key = (states["chain"][-1], previous) if design == "chain" else (original, inputs.name)
+            folder = self._train_on(task, design, stage, start, key)
+            states[design].append(Checkpoint(folder / "state"))
             previous = folder.name
-            metrics = read_json(folder / "metrics.json")
-            self._reporter.metric("accuracy", metrics["accuracy"], state=stage)
-            self._state_accuracy.append(metrics["accuracy"])
-            states.append(Checkpoint(folder / "state"))
+            accuracy = read_json(folder / "metrics.json")["accuracy"]
+            self._reporter.metric("accuracy", accuracy, state=index + 1)
+            if design == self._known.design:
+                self._state_accuracy.append(accuracy)
         return states
 
-    def _nowcast(self, states: list[Checkpoint]) -> Path:
-        self._reporter.phase("nowcasting")
-        known = load_hypermodel(self._hypermodel, self._device)
+    def _train_on(self, task: OpenTask, design: Design, stage: int, start: Checkpoint, start_key: str) -> Path:
+        """One stage: Θ_(stage+1) of a chain from the state before it, or Φ_stage of a fan from Θ_0."""
+        settings = self._spec.forgetting
+        subset = self._subsets[stage + 1 if design == "chain" else stage]
 
         def work(out: Path) -> None:
-            outputs = [out / name for name in self._names]
-            counts = nowcast(states, known, outputs, self._spec.forgetting.rate, on_bytes=self._reporter.step)
+            model = task.load(start)
+            loss = fine_tune(
+                model,
+                torch.utils.data.Subset(task.d0.items, subset.tolist()),
+                epochs=settings.epochs_per_stage,
+                learning_rate=settings.learning_rate,
+                batch_size=settings.batch_size,
+                seed=settings.seed + stage + 1,
+                device=self._device,
+                average_last=FAN_AVERAGED if design == "fan" else 0.0,
+                on_step=self._reporter.step,
+            )
+            if design == "fan" and has_batch_norm(model):  # an averaged network's statistics are its own
+                recalibrate(model, task.inputs(self._device))
+            task.save(model.cpu(), out / "state")
+            scores = task.score(model, task.evaluation.items, self._device)
+            write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
+
+        inputs = {"start": start_key, "subset": subset_hash(subset), "settings": settings.model_dump(mode="json")}
+        return self._stages.run(f"{design}-{stage}", inputs, work)
+
+    def _nowcast(self, trajectories: dict[Design, list[Checkpoint]]) -> Path:
+        self._reporter.phase("nowcasting")
+        settings, rate = self._spec.nowcast, self._spec.forgetting.rate
+        controls: dict[str, HyperModel] = {
+            "continued": Continued(),
+            "mean": Mean(self._known.design),
+            "shrink": MatchedShrink(self._known, settings.recurrences),
+        }
+
+        def work(out: Path) -> None:
+            outputs = [out / name for name in candidate_names(rate, settings.recurrences)]
+            states = trajectories[self._known.design]
+            counts = nowcast(states, self._known, outputs, rate, on_bytes=self._reporter.step)
+            for name in dict.fromkeys(settings.controls):
+                control = controls[name]
+                its = trajectories[control.design][: control.states]
+                nowcast(its, control, [out / name], rate, on_bytes=self._reporter.step)
             write_json(out / "counts.json", counts)
 
-        inputs = {"states": [state.path.parent.name for state in states], "hypermodel": sha256_file(self._hypermodel),
-                  "names": self._names}  # fmt: skip
+        inputs = {
+            "states": {design: [state.path.parent.name for state in states] for design, states in trajectories.items()},
+            "hypermodel": sha256_file(self._hypermodel),
+            "names": self._names,
+            "rate": rate,
+        }
         return self._stages.run("nowcast", inputs, work)
 
     def _calibrate(self, task: OpenTask, predicted: Path) -> dict[str, Checkpoint]:

@@ -10,7 +10,6 @@ and extrapolation are special cases that it can choose.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -23,14 +22,12 @@ from known_core.checkpoint.writer import save_tensors
 from known_core.errors import KnownError
 from known_core.forgetting import Design
 from known_core.hypermodel import STATES
-from known_core.kinds import Kind
+from known_core.kinds import Kind, kind_of_moving
 
 FORMAT = "known-scale-free-1"
 STATISTICS = 14  # of a tensor, see :func:`statistics`
 _CHUNK = 65_536  # weights a call
 _TINY = 1e-12
-_FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
-_BUFFER = re.compile(r"(running_mean|running_var|num_batches_tracked|position_ids)$")
 
 
 def statistics(displacements: Tensor, theta: Tensor, rate: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +87,7 @@ class ScaleFreeKnown(nn.Module):
     """The set {conv, fc, bias} of coefficient networks; reads fans. ``metadata`` travels with the file."""
 
     design: Design = "fan"
+    states = STATES
 
     def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__()
@@ -97,15 +95,8 @@ class ScaleFreeKnown(nn.Module):
         self.metadata = dict(metadata or {})
 
     def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
-        """By rank alone: kernels 3-D and more, matrices and embeddings 2-D, everything else 1-D or less.
-
-        Everything that training moves is predicted, normalisation parameters too, because a fan starts at Θ_0 and a
-        weight carried over would stay behind the others. A weight that did not move has no step and stays.
-        """
-        if dtype not in _FLOATING or 0 in shapes[name] or _BUFFER.search(name):
-            return None
-        rank = len(shapes[name])
-        return "bias" if rank < 2 else "fc" if rank == 2 else "conv"
+        """:func:`known_core.kinds.kind_of_moving`: normalisation parameters and embeddings are predicted too."""
+        return kind_of_moving(name, shapes, dtype)
 
     @torch.inference_mode()
     def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:

@@ -27,11 +27,21 @@ class ForgettingSettings(Settings):
     seed: Seed = Field(0, description="of the nested subsets and of the order of examples")
 
 
-class NowcastSettings(Settings):
-    """How the trajectory is read."""
+Control = Literal["continued", "mean", "shrink"]
 
-    hypermodel: str | None = Field(None, description="name of a hyper-model; null is the server's own")
+
+class NowcastSettings(Settings):
+    """How the trajectory is read, and what the predictions are compared with."""
+
+    hypermodel: str | None = Field(
+        None, description="name of a hyper-model, known-v1 or known-paper; null is the server's own"
+    )
     recurrences: int = Field(3, ge=1, le=4, description="steps back; with rate 0.5: x2, x4, x8, x16")
+    controls: tuple[Control, ...] = Field(
+        ("continued",),
+        description="simpler candidates beside the predictions: continued, the training on of all of D_0 that a fan "
+        "begins with; mean, of all states; shrink, the given weights scaled to the norms of the last prediction",
+    )
 
 
 class EvaluationSettings(Settings):
@@ -39,7 +49,9 @@ class EvaluationSettings(Settings):
 
     holdout: float = Field(0.1, ge=0.01, le=0.5, allow_inf_nan=False, description="share of the data set kept for "
                            "evaluation where it has no test split of its own")  # fmt: skip
-    select: str = Field("best", pattern=r"^(best|x[0-9.]+)$", description='"best", or the candidate to deliver')
+    select: str = Field(
+        "best", pattern=r"^(best|x[0-9.]+|[a-z]+)$", description='"best", or the name of the candidate to deliver'
+    )
     seeds: int = Field(3, ge=3, le=50, description="fine-tuning runs of the transfer probe for each candidate")
     probe_examples: int = Field(200, ge=10, le=100_000, description="labelled examples the probe fine-tunes on")
     probe_epochs: int = Field(15, ge=1, le=1000, description="passes over them")

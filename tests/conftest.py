@@ -70,7 +70,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     import torch
     from safetensors.torch import save_file
 
-    from known_core.metatrain.collect import image_tensors
+    from known_core.examples import image_examples
     from known_core.tasks.architectures import build_registered
     from known_core.training import fine_tune
 
@@ -83,7 +83,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     torch.manual_seed(0)
     model = build_registered(CONFIG)
     fine_tune(
-        model, image_tensors(source.take(order[:300]), 8), epochs=4, learning_rate=3e-3, batch_size=32, seed=0,
+        model, image_examples(source.take(order[:300]), 8), epochs=4, learning_rate=3e-3, batch_size=32, seed=0,
         device=torch.device("cpu"),
     )  # fmt: skip
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})

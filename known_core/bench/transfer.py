@@ -354,7 +354,7 @@ class Run:
         return read_json(self._stages.run(what, inputs, write) / "figure.json")
 
     def _finetune(self, state: State, learning_rate: float, seed: int) -> float:
-        """Downstream accuracy after fine-tuning on few examples; on the validation part for the selection seed."""
+        """Downstream accuracy after fine-tuning on few examples; on the validation part for draws that choose."""
         order = np.random.default_rng([seed, 5]).permutation(len(self._data.pool))
         shots = self._protocol.shots
         model = self._with_new_head(state, seed)
@@ -363,7 +363,7 @@ class Run:
             learning_rate=learning_rate, batch_size=32, seed=seed, device=self._device, schedule="cosine",
         )  # fmt: skip
         validation = self._data.pool.take(order[shots:][: self._protocol.test_examples])
-        return self._accuracy(model, validation if seed == SELECTION else self._data.test)
+        return self._accuracy(model, validation if seed >= SELECTION else self._data.test)
 
     def _with_new_head(self, state: State, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -381,7 +381,7 @@ class Run:
         from sklearn.preprocessing import StandardScaler
 
         model = self._model(state)
-        pool = self._data.pool.take(np.arange(min(len(self._data.pool), 4 * self._protocol.probe_examples)))
+        pool = self._data.pool.take(np.arange(min(len(self._data.pool), 2 * self._protocol.probe_examples)))
         features, test = self._features(model, pool), self._features(model, self._data.test)
         labels, test_labels = pool.labels.numpy(), self._data.test.labels.numpy()
         count = self._protocol.probe_examples
@@ -472,8 +472,9 @@ def measure_protocol(
         on_units: called with the units of work done and the number known so far.
 
     Returns:
-        For each method: ``variant`` and ``learning_rate`` chosen, ``validation``, ``finetune`` and ``probe`` as
-        (pre-training seeds, fine-tuning seeds) lists of accuracies, ``own`` and ``retuned`` one a pre-training seed.
+        For each method: ``variant`` and ``learning_rate`` chosen, ``validation`` one accuracy a selection draw,
+        ``finetune`` and ``probe`` as (pre-training seeds, fine-tuning seeds) lists of accuracies, ``own`` and
+        ``retuned`` one a pre-training seed.
     """
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -487,16 +488,25 @@ def measure_protocol(
             for name, of_method in Run(bench, protocol, SELECTION).methods().items()
             if name == NAIVE or name.startswith("oracle") or methods(name)
         }
+        draws = range(SELECTION, SELECTION + protocol.choosing_draws)
         tried: list[Unit] = [
-            (SELECTION, "measure", (name, variant, (_finetuning(rate, SELECTION),)))
+            (SELECTION, "measure", (name, variant, tuple(_finetuning(rate, draw) for draw in draws)))
             for name, of_method in variants.items()
             for variant in of_method
             for rate in protocol.finetuning_learning_rates
         ]
-        chosen: dict[str, tuple[str, float, float]] = {}
-        for (_, _, (name, variant, measures)), (accuracy,) in zip(tried, counted.run(tried), strict=True):
-            if name not in chosen or accuracy > chosen[name][2]:
-                chosen[name] = (variant, dict(measures[0][1])["learning_rate"], accuracy)
+        best: dict[str, float] = {}
+        chosen: dict[str, tuple[str, float]] = {}
+        for (_, _, (name, variant, measures)), accuracies in zip(tried, counted.run(tried), strict=True):
+            if float(np.mean(accuracies)) > best.get(name, -1.0):
+                best[name] = float(np.mean(accuracies))
+                chosen[name] = (variant, dict(measures[0][1])["learning_rate"])
+        draws = range(SELECTION, SELECTION + protocol.selection_draws)
+        selecting: list[Unit] = [
+            (SELECTION, "measure", (name, variant, tuple(_finetuning(rate, draw) for draw in draws)))
+            for name, (variant, rate) in chosen.items()
+        ]
+        validation = dict(zip(chosen, counted.run(selecting), strict=True))
         units: list[Unit] = [
             (
                 seed,
@@ -508,17 +518,17 @@ def measure_protocol(
                 ),
             )
             for seed in protocol.pretraining_seeds
-            for name, (variant, rate, _) in chosen.items()
+            for name, (variant, rate) in chosen.items()
         ]
         found = counted.run(units)
         figures = {(seed, arguments[0]): figure for (seed, _, arguments), figure in zip(units, found, strict=True)}
     rows = {}
-    for name, (variant, rate, accuracy) in chosen.items():
+    for name, (variant, rate) in chosen.items():
         mine = [figures[seed, name] for seed in protocol.pretraining_seeds]
         rows[name] = {
             "variant": variant,
             "learning_rate": rate,
-            "validation": accuracy,
+            "validation": validation[name],
             "own": [own["as_predicted"] for own, *_ in mine],
             "retuned": [own["retuned"] for own, *_ in mine],
             "probe": [probe for _, probe, *_ in mine],

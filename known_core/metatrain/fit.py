@@ -1,5 +1,6 @@
 """Fit hyper-models on collected trajectories, and say how well they predict trajectories they never saw."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -187,7 +189,7 @@ def _fit_known(known: Known, kind: Kind, seen: list[Window], steps: int, seed: i
 def _fit_scale_free(
     known: ScaleFreeKnown, kind: Kind, seen: list[Window], steps: int, seed: int, on_step: Progress
 ) -> None:
-    """L1 in units of how far each target lies from Θ_0, so that every tensor of every trajectory counts alike."""
+    """L1 in units of how far each target lies from Θ_0, so that every trajectory counts alike."""
     generator = torch.Generator().manual_seed(seed)
     network = known.networks[kind]
     features = torch.stack([window.features for window in seen])
@@ -197,9 +199,10 @@ def _fit_scale_free(
         inputs = scaled(window.states[1:] - window.states[0], window.states[0], window.unit, window.size)
         gathered.append((inputs[pick], ((window.target - window.states[0]) / window.scale)[pick]))
     units = torch.stack([window.unit / window.scale for window in seen])
+    weights = torch.from_numpy(_weights(seen))
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(seen), (_BATCH // _GROUP,), generator=generator).tolist()
+        chosen = torch.multinomial(weights, _BATCH // _GROUP, replacement=True, generator=generator).tolist()
         rows = [torch.randint(len(gathered[index][1]), (_GROUP,), generator=generator) for index in chosen]
         inputs = torch.stack([gathered[index][0][row] for index, row in zip(chosen, rows, strict=True)])
         targets = torch.stack([gathered[index][1][row] for index, row in zip(chosen, rows, strict=True)])
@@ -221,8 +224,14 @@ def _minimise(network: nn.Module, loss: Callable[[], Tensor], steps: int, on_ste
         on_step(step + 1)
 
 
+def _weights(windows: Sequence[Window]) -> NDArray[np.float64]:
+    """Weights that sum to one and give each trajectory the same share, however many tensors it has."""
+    counts = Counter(window.recipe.seed for window in windows)
+    return np.array([1 / counts[window.recipe.seed] / len(counts) for window in windows])
+
+
 def skills(known: Known | ScaleFreeKnown, seen: list[Window], unseen: list[Window]) -> dict[str, dict[str, float]]:
-    """For each kind, 1 - |error| / |error of predicting Θ_0|, the mean over the unseen windows.
+    """For each kind, 1 - |error| / |error of predicting Θ_0|, the mean over the unseen trajectories of their windows'.
 
     Returns:
         ``skill``; ``shrinkage_skill``, that of the factor that does best on the windows ``seen``, and that
@@ -233,11 +242,13 @@ def skills(known: Known | ScaleFreeKnown, seen: list[Window], unseen: list[Windo
         fitted, tested = ([w for w in part if w.kind == kind] for part in (seen, unseen))
         if not fitted or not tested:
             continue
-        factor = float(max(_SHRINKS, key=lambda f: np.mean([_skill(w, float(f) * w.states[0]) for w in fitted])))
+
+        shrunk = _weights(fitted) @ np.stack([_shrinkage_skills(window) for window in fitted])
+        best = int(shrunk.argmax())
         found[kind] = {
-            "skill": float(np.mean([_skill(window, _predict(known, window)) for window in tested])),
-            "shrinkage_factor": factor,
-            "shrinkage_skill": float(np.mean([_skill(window, factor * window.states[0]) for window in tested])),
+            "skill": float(_weights(tested) @ np.array([_skill(w, _predict(known, w)) for w in tested])),
+            "shrinkage_factor": float(_SHRINKS[best]),
+            "shrinkage_skill": float(_weights(tested) @ np.stack([_shrinkage_skills(w) for w in tested])[:, best]),
             "windows": len(tested),
         }
     return found
@@ -252,6 +263,14 @@ def _predict(known: Known | ScaleFreeKnown, window: Window) -> Tensor:
     inputs = scaled(window.states[1:] - theta, theta, window.unit, window.size)
     displacement: Tensor = window.unit * known.networks[window.kind](window.features, inputs)
     return theta + displacement
+
+
+def _shrinkage_skills(window: Window) -> NDArray[np.float64]:
+    """The skill of each of _SHRINKS; (101,)."""
+    theta = window.states[0].numpy()
+    errors = np.abs(np.multiply.outer(_SHRINKS.astype(np.float32), theta) - window.target.numpy()).mean(1)
+    skills_of: NDArray[np.float64] = 1 - errors / float(window.scale)
+    return skills_of
 
 
 def _skill(window: Window, predicted: Tensor) -> float:

@@ -12,9 +12,10 @@ from hypothesis import settings
 from safetensors.torch import save_file
 
 from known_core.cli import main
+from known_core.examples import image_examples
 from known_core.hypermodel import Known
-from known_core.metatrain.collect import image_tensors
 from known_core.sample_data import ImageArrays, load_sample, write_imagefolder
+from known_core.scale_free import ScaleFreeKnown
 from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec
 from known_core.tasks.architectures import build_registered
 from known_core.training import fine_tune
@@ -41,6 +42,24 @@ def hypermodel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def seeded_scale_free(seed: int = 0, size: float = 0.05) -> ScaleFreeKnown:
+    """A scale-free hyper-model that says something: a new one predicts Θ_0."""
+    torch.manual_seed(seed)
+    known = ScaleFreeKnown({"name": "seeded-fan"})
+    with torch.no_grad():
+        for parameter in known.parameters():
+            parameter.normal_(std=size)
+    return known.eval()
+
+
+@pytest.fixture(scope="session")
+def fan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scale-free hyper-model with seeded random weights."""
+    path = tmp_path_factory.mktemp("fan") / "seeded-fan.safetensors"
+    seeded_scale_free().save(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_spec(tmp_path_factory: pytest.TempPathFactory, digits: ImageArrays) -> JobSpec:
     """The smallest job: a CNN of width 4 on the digits 0-4, fine-tuned on the digits 5-9."""
@@ -55,7 +74,7 @@ def tiny_spec(tmp_path_factory: pytest.TempPathFactory, digits: ImageArrays) -> 
     torch.manual_seed(0)
     model = build_registered(config)
     fine_tune(
-        model, image_tensors(train, 8), epochs=2, learning_rate=3e-3, batch_size=32, seed=0, device=torch.device("cpu")
+        model, image_examples(train, 8), epochs=2, learning_rate=3e-3, batch_size=32, seed=0, device=torch.device("cpu")
     )
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     return JobSpec(

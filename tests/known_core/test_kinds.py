@@ -7,8 +7,8 @@ import torch
 import transformers
 from torch import nn
 
-from known_core.kinds import Kind, kind_of
-from known_core.metatrain.collect import build_network
+from known_core.kinds import DTYPE_NAMES, Kind, kind_of, kind_of_moving
+from known_core.networks import build_network
 
 TABLE: list[tuple[str, tuple[int, ...], Kind | None]] = [
     # transformers ResNet
@@ -88,6 +88,47 @@ def test_a_table_of_relative_positions_is_carried() -> None:
     """T5's relative_attention_bias is an nn.Embedding: 32 buckets, unevenly seen, like any other embedding."""
     name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     assert kind_of(name, {name: (32, 8)}, "F32") is None
+
+
+MOVING: list[tuple[str, tuple[int, ...], Kind | None]] = [
+    ("embedder.convolution.weight", (64, 3, 7, 7), "conv"),
+    ("conv1d.weight", (64, 32, 3), "conv"),
+    ("vit.embeddings.cls_token", (1, 1, 192), "conv"),
+    ("fc.weight", (10, 512), "fc"),
+    ("fc.bias", (10,), "bias"),
+    ("embedder.normalization.weight", (64,), "bias"),
+    ("embedder.normalization.bias", (64,), "bias"),
+    ("embedder.normalization.running_mean", (64,), None),
+    ("embedder.normalization.running_var", (64,), None),
+    ("embedder.normalization.num_batches_tracked", (), None),
+    ("bert.embeddings.position_ids", (1, 512), None),
+    ("bert.embeddings.word_embeddings.weight", (30522, 768), "fc"),
+    ("bert.embeddings.LayerNorm.weight", (768,), "bias"),
+    ("transformer.wte.weight", (50257, 768), "fc"),
+    ("relative_position_bias_table", (169, 4), "fc"),
+    ("layer_scale.gamma", (96,), "bias"),
+    ("logit_scale", (), "bias"),
+    ("none.weight", (0, 3), None),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "expected"), MOVING)
+def test_everything_that_training_moves_goes_by_its_rank(
+    name: str, shape: tuple[int, ...], expected: Kind | None
+) -> None:
+    for dtype in ("F64", "F32", "F16", "BF16"):
+        assert kind_of_moving(name, {name: shape}, dtype) == expected
+    for dtype in ("I64", "U8", "BOOL", "other"):
+        assert kind_of_moving(name, {name: shape}, dtype) is None
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "mobilenetv2", "vit", "mixer", "bert"])
+def test_every_parameter_moves_and_no_buffer(architecture: str) -> None:
+    model = _bert() if architecture == "bert" else build_network(architecture, 5, 3, 28, 8)
+    state = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    moving = {name for name, tensor in state.items() if kind_of_moving(name, shapes, DTYPE_NAMES.get(tensor.dtype, ""))}
+    assert moving == {name for name, _ in model.named_parameters()}
 
 
 def _kinds(model: nn.Module) -> dict[str, Kind | None]:

@@ -22,11 +22,12 @@ from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.reader import INDEX
 from known_core.errors import KnownError
 from known_core.files import read_json
-from known_core.hypermodel import Known, KnownNetwork
+from known_core.hypermodel import HyperModel, Known, KnownNetwork
 from known_core.kinds import Kind
 from known_core.manifest import verify_manifest
-from known_core.nowcast import nowcast, retrodict
+from known_core.nowcast import nowcast, predict_states
 from known_core.nowcast_files import nowcast_files
+from tests.known_core.conftest import seeded_scale_free
 
 KINDS: dict[str, Kind | None] = {
     "z.weight": "conv", "z.bias": "bias", "norm.weight": None, "norm.bias": None, "norm.running_mean": None,
@@ -105,7 +106,7 @@ def plain_prediction(known: Known, kind: Kind, states: Sequence[Tensor], steps: 
 def test_every_tensor_is_the_plain_recurrence_or_theta_0_s(tmp_path: Path, known: Known, dtype: torch.dtype) -> None:
     paths = write_states(tmp_path, dtype)
     outputs = [tmp_path / name for name in ("x2", "x4", "x8")]
-    counts = nowcast([Checkpoint(path) for path in paths], known, outputs)
+    counts = nowcast([Checkpoint(path) for path in paths], known, outputs, 0.5)
     assert counts == {"conv": 108, "fc": 35, "bias": 9, "carried": 37}
     states = [load_file(path / "model.safetensors") for path in paths]
     written = [load_file(output / "model.safetensors") for output in outputs]
@@ -132,23 +133,50 @@ def test_a_step_is_small_where_the_hyper_model_says_nothing(tmp_path: Path, know
             for parameter in network.get_submodule("head").parameters():
                 parameter.zero_()
     paths = write_states(tmp_path, torch.bfloat16)
-    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2", tmp_path / "x4"])
+    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2", tmp_path / "x4"], 0.5)
     for name, tensor in load_file(paths[0] / "model.safetensors").items():
         assert torch.equal(load_file(tmp_path / "x4" / "model.safetensors")[name], tensor)
 
 
 def test_chunks_do_not_show(known: Known) -> None:
     states = [torch.randn(3, 16_385, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
-    whole = retrodict(known, "fc", states, 2)
-    part = retrodict(known, "fc", [state[2, -5:] for state in states], 2)
+    whole = known.predict("fc", states, 0.5, 2)
+    part = known.predict("fc", [state[2, -5:] for state in states], 0.5, 2)
     for tensor, few in zip(whole, part, strict=True):
         assert tensor.shape == (3, 16_385)
         torch.testing.assert_close(tensor[2, -5:], few, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("design", ["chain", "fan"])
+def test_state_dicts_in_memory_are_predicted_like_files(
+    tmp_path: Path, known: Known, design: str, dtype: torch.dtype
+) -> None:
+    model: HyperModel = known if design == "chain" else seeded_scale_free()
+    paths = write_states(tmp_path, dtype)
+    nowcast([Checkpoint(path) for path in paths], model, [tmp_path / "x2", tmp_path / "x4"], 0.5)
+    found = predict_states(model, [load_file(path / "model.safetensors") for path in paths], 0.5, 2)
+    for name, state in zip(("x2", "x4"), found, strict=True):
+        written = load_file(tmp_path / name / "model.safetensors")
+        assert state.keys() == written.keys()
+        for tensor_name, tensor in written.items():
+            assert state[tensor_name].dtype == tensor.dtype
+            assert torch.equal(state[tensor_name], tensor), tensor_name
+    assert not torch.equal(found[0]["fc.weight"], found[1]["fc.weight"])
+
+
+def test_a_fan_s_prediction_takes_norms_and_embeddings_along(tmp_path: Path) -> None:
+    paths = write_states(tmp_path)
+    counts = nowcast([Checkpoint(path) for path in paths], seeded_scale_free(), [tmp_path / "x2"], 0.5)
+    assert counts == {"conv": 108, "fc": 35 + 24, "bias": 9 + 8, "carried": 5}
+    theta, written = load_file(paths[0] / "model.safetensors"), load_file(tmp_path / "x2" / "model.safetensors")
+    same = {name for name, tensor in theta.items() if torch.equal(written[name], tensor)}
+    assert same == {"norm.running_mean", "norm.num_batches_tracked", "none.weight"}
+
+
 def test_names_order_metadata_and_other_files_are_theta_0_s(tmp_path: Path, known: Known) -> None:
     paths = write_states(tmp_path)
-    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2"])
+    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2"], 0.5)
     assert (tmp_path / "x2" / "config.json").read_text() == '{"state": 0}'
     assert (tmp_path / "x2" / "sub" / "labels.txt").read_text() == "0"
     assert len([path for path in (tmp_path / "x2").rglob("*") if path.is_file()]) == 3
@@ -161,8 +189,8 @@ def test_names_order_metadata_and_other_files_are_theta_0_s(tmp_path: Path, know
 
 def test_stored_names_keep_their_prefix_and_states_may_have_another(tmp_path: Path, known: Known) -> None:
     wrapped, plain = write_states(tmp_path / "wrapped", prefix="module."), write_states(tmp_path / "plain")
-    nowcast([Checkpoint(wrapped[0]), *(Checkpoint(path) for path in plain[1:])], known, [tmp_path / "w"])
-    nowcast([Checkpoint(path) for path in plain], known, [tmp_path / "p"])
+    nowcast([Checkpoint(wrapped[0]), *(Checkpoint(path) for path in plain[1:])], known, [tmp_path / "w"], 0.5)
+    nowcast([Checkpoint(path) for path in plain], known, [tmp_path / "p"], 0.5)
     found, expected = load_file(tmp_path / "w" / "model.safetensors"), load_file(tmp_path / "p" / "model.safetensors")
     assert found.keys() == {f"module.{name}" for name in expected}
     for name, tensor in expected.items():
@@ -171,7 +199,7 @@ def test_stored_names_keep_their_prefix_and_states_may_have_another(tmp_path: Pa
 
 def test_sharded_in_sharded_out(tmp_path: Path, known: Known) -> None:
     paths = write_states(tmp_path)
-    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "single"])
+    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "single"], 0.5)
     whole = load_file(paths[0] / "model.safetensors")
     names = list(whole)
     shards = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
@@ -180,7 +208,7 @@ def test_sharded_in_sharded_out(tmp_path: Path, known: Known) -> None:
         save_file({name: whole[name] for name in part}, paths[0] / file)
     index = json.dumps({"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}})
     (paths[0] / INDEX).write_text(index)
-    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "sharded"])
+    nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "sharded"], 0.5)
     assert (tmp_path / "sharded" / INDEX).read_text() == index
     assert {path.name for path in (tmp_path / "sharded").iterdir()} == {
         "a.safetensors", "b.safetensors", INDEX, "config.json", "sub"
@@ -193,7 +221,7 @@ def test_sharded_in_sharded_out(tmp_path: Path, known: Known) -> None:
 def test_progress_ends_at_the_bytes_of_theta_0(tmp_path: Path, known: Known) -> None:
     states = [Checkpoint(path) for path in write_states(tmp_path)]
     seen: list[tuple[int, int]] = []
-    nowcast(states, known, [tmp_path / "x2"], on_bytes=lambda done, total: seen.append((done, total)))
+    nowcast(states, known, [tmp_path / "x2"], 0.5, on_bytes=lambda done, total: seen.append((done, total)))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors(0).values())
     assert seen[-1] == (size, size)
     assert seen == sorted(seen)
@@ -204,7 +232,7 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path, known: Known) -> None:
     digests = []
     for run in ("first", "second"):
         outputs = [tmp_path / run / "x2", tmp_path / run / "x4"]
-        nowcast(states, known, outputs)
+        nowcast(states, known, outputs, 0.5)
         digests.append([hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest() for output in outputs])
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[0][1]
@@ -214,14 +242,14 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path, known: Known) -> None:
 def test_another_number_of_states(tmp_path: Path, known: Known, count: int) -> None:
     paths = write_states(tmp_path)
     with pytest.raises(KnownError, match=rf"{count} states given \(states_count\)"):
-        nowcast([Checkpoint(path) for path in [*paths, *paths][:count]], known, [tmp_path / "x2"])
+        nowcast([Checkpoint(path) for path in [*paths, *paths][:count]], known, [tmp_path / "x2"], 0.5)
 
 
 def test_an_output_that_exists(tmp_path: Path, known: Known) -> None:
     states = [Checkpoint(path) for path in write_states(tmp_path)]
     (tmp_path / "x4").mkdir()
     with pytest.raises(KnownError, match=r"x4 exists already \(output_exists\)"):
-        nowcast(states, known, [tmp_path / "x2", tmp_path / "x4"])
+        nowcast(states, known, [tmp_path / "x2", tmp_path / "x4"], 0.5)
     assert not (tmp_path / "x2").exists()
     assert list((tmp_path / "x4").iterdir()) == []
 
@@ -230,7 +258,7 @@ def test_states_of_other_models(tmp_path: Path, known: Known) -> None:
     paths = write_states(tmp_path)
     save_file({"fc.weight": torch.zeros(2, 2), "new": torch.zeros(1)}, paths[3] / "model.safetensors")
     with pytest.raises(KnownError, match=r"\(states_mismatch\)") as caught:
-        nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2"])
+        nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2"], 0.5)
     for part in ("state 3 (state-3) lacks fc.bias", "state 3 (state-3) adds new", "fc.weight is [2, 2]"):
         assert part in caught.value.message
     assert not (tmp_path / "x2").exists()
@@ -246,7 +274,7 @@ def test_a_state_that_is_not_finite(tmp_path: Path, known: Known, state: int, na
     save_file(spoilt, paths[state] / "model.safetensors")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KnownError, match=rf"'{name}'.*\(nonfinite_weights\)"):
-        nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2", tmp_path / "x4"])
+        nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2", tmp_path / "x4"], 0.5)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -256,7 +284,7 @@ def test_weights_that_are_carried_over_must_be_finite_too(tmp_path: Path, known:
     spoilt["norm.weight"][0] = float("nan")
     save_file(spoilt, paths[0] / "model.safetensors")
     with pytest.raises(KnownError, match=r"'norm\.weight'.*\(nonfinite_weights\)"):
-        nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2"])
+        nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2"], 0.5)
 
 
 def test_predictions_must_be_finite_in_the_dtype_they_are_written_in(tmp_path: Path, known: Known) -> None:
@@ -270,9 +298,9 @@ def test_predictions_must_be_finite_in_the_dtype_they_are_written_in(tmp_path: P
     large["fc.bias"].fill_(65504)
     save_file(large, paths[0] / "model.safetensors")
     states = [Checkpoint(path) for path in paths]
-    nowcast(states, known, [tmp_path / f"{step}" for step in range(15)])
+    nowcast(states, known, [tmp_path / f"{step}" for step in range(15)], 0.5)
     with pytest.raises(KnownError, match=r"'fc\.bias'.*float16 \(nonfinite_weights\)"):
-        nowcast(states, known, [tmp_path / f"far-{step}" for step in range(17)])
+        nowcast(states, known, [tmp_path / f"far-{step}" for step in range(17)], 0.5)
 
 
 def test_files_and_manifest(tmp_path: Path, hypermodel_file: Path) -> None:
@@ -345,7 +373,7 @@ def test_five_resnet18(tmp_path: Path, known: Known) -> None:
         torch.manual_seed(seed)
         transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / f"{seed}")
         states.append(Checkpoint(tmp_path / f"{seed}"))
-    counts = nowcast(states, known, [tmp_path / name for name in ("x2", "x4", "x8")])
+    counts = nowcast(states, known, [tmp_path / name for name in ("x2", "x4", "x8")], 0.5)
     assert counts["conv"] > 11_000_000
     assert (counts["fc"], counts["bias"]) == (5120, 10)
     for name in ("x2", "x4", "x8"):

@@ -2,14 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec, NowcastSettings, Settings, candidate_names
+from known_core.spec import Control, EvaluationSettings, ForgettingSettings, JobSpec, NowcastSettings, Settings, candidate_names
 
 SECTIONS: dict[str, type[Settings]] = {
     "forgetting": ForgettingSettings,
@@ -26,9 +26,10 @@ SECTIONS: dict[str, type[Settings]] = {
     ("forgetting", "rate", 1.0), ("forgetting", "rate", 0.0), ("forgetting", "rate", float("inf")),
     ("forgetting", "states", 4), ("forgetting", "seed", -1), ("forgetting", "seed", 2**32),
     ("forgetting", "unknown", 1), ("nowcast", "recurrences", 0), ("nowcast", "recurrences", 5),
+    ("nowcast", "controls", ["x2"]), ("nowcast", "controls", "mean"), ("nowcast", "controls", ["mean", 1]),
     ("evaluation", "seeds", 2), ("evaluation", "seeds", 51), ("evaluation", "holdout", 0.9),
     ("evaluation", "probe_learning_rates", []), ("evaluation", "probe_learning_rates", [1e30]),
-    ("evaluation", "probe_learning_rates", [0.1] * 6), ("evaluation", "select", "worst"),
+    ("evaluation", "probe_learning_rates", [0.1] * 6), ("evaluation", "select", "Worst"), ("evaluation", "select", ""),
     ("evaluation", "select", "x2\n"), ("evaluation", "select", "../x2"), ("evaluation", "probe_examples", 0),
 ])  # fmt: skip
 def test_out_of_bounds(section: str, field: str, value: Any) -> None:
@@ -40,6 +41,7 @@ def test_out_of_bounds(section: str, field: str, value: Any) -> None:
 def test_defaults_and_immutability() -> None:
     spec = JobSpec(model=Path("m"), dataset=Path("d"))
     assert (spec.forgetting.rate, spec.forgetting.states, spec.nowcast.recurrences) == (0.5, 5, 3)
+    assert spec.nowcast.controls == ("continued",)
     with pytest.raises(ValidationError):
         spec.forgetting.rate = 0.3  # type: ignore[misc]
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
@@ -57,3 +59,5 @@ def test_every_candidate_can_be_asked_for(rate: float, recurrences: int) -> None
     for name in names:
         assert re.fullmatch(r"x[0-9.]+", name)
         EvaluationSettings(select=name)
+    for control in get_args(Control):
+        EvaluationSettings(select=control)

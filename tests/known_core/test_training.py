@@ -112,6 +112,34 @@ def test_steps_are_reported_to_the_last(epochs: int, batch_size: int, total: int
     assert steps == [(step + 1, total) for step in range(total)]
 
 
+def trained(share: float, **changes: Any) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+    """A trained network, and its weights after each step."""
+    model, weights = network(**changes), []
+    run(model, average_last=share, on_step=lambda step, total: weights.append(state(model)))
+    return model, weights
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 4), (0.3, 2), (1.0, 8), (0.01, 1)])
+def test_weights_are_averaged_over_the_last_steps(share: float, count: int) -> None:
+    model, weights = trained(share)
+    assert len(weights) == 8
+    for name, parameter in model.named_parameters():
+        mean = torch.stack([step[name] for step in weights[-count:]]).mean(0)
+        torch.testing.assert_close(parameter.detach(), mean, atol=1e-6, rtol=1e-5)
+    statistics = {name: buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")}
+    assert statistics  # a mean of statistics would be those of no network: the caller re-estimates them
+    assert all(torch.equal(buffer, weights[-1][name]) for name, buffer in statistics.items())
+
+
+def test_no_share_leaves_the_last_step_s_weights() -> None:
+    model, weights = trained(0.0)
+    assert all(torch.equal(tensor, weights[-1][name]) for name, tensor in state(model).items())
+    averaged, its = trained(0.5)
+    for step, other in zip(weights, its, strict=True):  # averaging does not disturb the training
+        assert all(torch.equal(tensor, other[name]) for name, tensor in step.items())
+    assert not torch.equal(averaged.get_parameter("head.weight"), weights[-1]["head.weight"])
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_divergence(what: str, value: float) -> None:
