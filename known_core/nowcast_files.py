@@ -7,7 +7,7 @@ from typing import Any
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
 from known_core.files import atomic_folder, sha256_file
-from known_core.hypermodels import hypermodel_path, load_hypermodel
+from known_core.hypermodels import hypermodel_path, load_hypermodel, shipped_hypermodels
 from known_core.manifest import write_manifest
 from known_core.nowcast import nowcast
 from known_core.spec import candidate_names
@@ -20,7 +20,7 @@ def nowcast_files(
     *,
     recurrences: int = 3,
     rate: float = 0.5,
-    hypermodel: str | None = None,
+    hypermodel: str | Path | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write ``out/x2``, ``out/x4``, … and ``out/manifest.json``; all of it or nothing.
@@ -39,7 +39,10 @@ def nowcast_files(
     """
     if out.exists():
         raise KnownError("output_exists", f"{out} exists already", "Name another folder, or remove it.")
-    path = Path(hypermodel) if hypermodel and Path(hypermodel).is_file() else hypermodel_path(hypermodel)
+    if hypermodel is None or hypermodel in shipped_hypermodels():
+        path = hypermodel_path(None if hypermodel is None else str(hypermodel))
+    else:
+        path = Path(hypermodel)
     known = load_hypermodel(path, default_device())
     checkpoints = [Checkpoint(state) for state in states]
     names = candidate_names(rate, recurrences)

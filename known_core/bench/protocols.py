@@ -60,6 +60,7 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(_SMALL_CIFAR, name="cifar10-vit", architecture="vit"),
         replace(_SMALL_CIFAR, name="cifar10-plain", architecture="cnn-plain"),
         replace(_SMALL_CIFAR, name="cifar10-mobilenet", architecture="mobilenetv2"),
+        replace(_SMALL_CIFAR, name="cifar10-relearned", architecture="cnn-plain", downstream=_CIFAR.source),
         _FASHION,
         replace(_FASHION, name="fashion-plain", architecture="cnn-plain"),
         Protocol(
@@ -69,8 +70,8 @@ PROTOCOLS: dict[str, Protocol] = {
             pretraining_seeds=(0, 1, 2, 3, 4), finetuning_seeds=(0, 1, 2, 3),
         ),
         Protocol(
-            "wordnet", "wordnet", (), (), "text-transformer", 3000, width=16, epochs=8, learning_rate=1e-3,
-            augment=False, epochs_per_stage=4,
+            "wordnet", "wordnet", (4, 6, 10, 15, 18, 20, 26, 27), (5, 7, 8, 9, 11, 13, 14, 17), "text-transformer",
+            3000, epochs=8, learning_rate=1e-3, augment=False,
         ),
         replace(
             _CIFAR, name="cifar10-resnet-full", width=64, examples=3125, epochs=60, epochs_per_stage=10, shots=500,

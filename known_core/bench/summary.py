@@ -64,10 +64,10 @@ def summarise(protocol: Protocol, rows: Mapping[str, Mapping[str, Any]], known: 
     Returns:
         The protocol's settings, whether it counts (by metric: the largest oracle gains a point or more, with an
         interval above zero), and a row a method with every gain; and ``best``, for each hyper-model the recurrence
-        that the selection seed chose, with its gain over naive, over the shrinkage matched to it, and over the best
-        of each other hyper-model; and ``selected``, what a user would be given: of all methods but the oracles the one
-        with the highest mean on the selection draws among those whose Student's t interval over naive lies above zero,
-        else naive (as :func:`known_core.evaluation.select` does).
+        that the selection seed chose, with its gain over naive, over the shrinkage matched to it, over the same compute
+        spent on plain averaged training, and over the best of each other hyper-model; and ``selected``, what a user
+        would be given: of all methods but the oracles the one with the highest mean on the selection draws among those
+        whose Student's t interval over naive lies above zero, else naive (as :func:`known_core.evaluation.select`).
     """
 
     def gain(metric: str, method: str, over: str) -> Interval:
@@ -101,13 +101,10 @@ def summarise(protocol: Protocol, rows: Mapping[str, Mapping[str, Any]], known: 
     chosen = {name: _chosen(rows, lambda method, n=name: method.startswith(f"{n} x")) for name in known}
     for name, method in chosen.items():
         if method is not None:
-            others = {other: m for other, m in chosen.items() if m is not None and other != name}
+            others = {f"over_{other}": m for other, m in chosen.items() if m is not None and other != name}
+            over = {"over_naive": NAIVE, "over_matched_shrink": MATCHED + method, "over_swa": "swa"} | others
             best[name] = {"method": method} | {
-                metric: {
-                    "over_naive": gain(metric, method, NAIVE).as_dict(),
-                    "over_matched_shrink": gain(metric, method, MATCHED + method).as_dict(),
-                }
-                | {f"over_{other}": gain(metric, method, m).as_dict() for other, m in others.items()}
+                metric: {key: gain(metric, method, other).as_dict() for key, other in over.items() if other in rows}
                 for metric in METRICS
             }
     candidates = [name for name in rows if name != NAIVE and not name.startswith("oracle")]
@@ -218,5 +215,5 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         axis.tick_params(axis="x", labelsize=7)
     axes[0][0].legend(fontsize=7, loc="lower right")
     figure.supxlabel("gain over naive transfer, points of accuracy", fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, format="svg", metadata={"Date": None})
     pyplot.close(figure)

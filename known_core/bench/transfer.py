@@ -100,14 +100,18 @@ def _arrays(bench_folder: Path, data: str, path: Path | None) -> ImageArrays | T
 
 @cache
 def load_data(bench_folder: Path, protocol: Protocol, path: Path | None, seed: int) -> Data:
-    """A protocol's data for one pre-training seed. The downstream split is the same for all.
+    """A protocol's data for one pre-training seed. The downstream split is the same for all, where its classes are
+    others than the source's.
 
     Raises:
         KnownError: ``dataset_unusable`` when there is less than the protocol needs; and what loading raises.
     """
     arrays = _arrays(bench_folder, protocol.data, path)
     source, downstream = (_of_classes(arrays, classes) for classes in (protocol.source, protocol.downstream))
+    order = np.random.default_rng([seed, 3]).permutation(len(source.labels))
     wanted = protocol.examples * max((1, *protocol.multiples)) + protocol.test_examples
+    if protocol.downstream == protocol.source:  # D_0's own task learned again, on unseen examples
+        downstream = source.take(order[wanted:])
     pool = protocol.probe_examples + protocol.shots + protocol.test_examples
     for what, have, need in (("source", len(source.labels), wanted), ("downstream", len(downstream.labels), pool)):
         if have < need:
@@ -116,7 +120,6 @@ def load_data(bench_folder: Path, protocol: Protocol, path: Path | None, seed: i
                 f"{protocol.name} wants {need} examples of its {what} classes; {protocol.data} has {have}",
                 "Give the whole data set.",
             )
-    order = np.random.default_rng([seed, 3]).permutation(len(source.labels))
     split = np.random.default_rng(4).permutation(len(downstream.labels))
     test = protocol.test_examples
     make = partial(_examples, protocol=protocol)
@@ -159,7 +162,7 @@ class Run:
     def __init__(self, bench: Bench, protocol: Protocol, seed: int) -> None:
         self._bench, self._protocol, self._seed = bench, protocol, seed
         self._data = load_data(bench.folder, protocol, bench.paths.get(protocol.data), seed)
-        self._stages = Stages(bench.folder / protocol.name)
+        self._stages = Stages(bench.folder)
         self._device = default_device()
 
     def _keep(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Mapping[str, State]]) -> dict[str, State]:
@@ -172,16 +175,21 @@ class Run:
         folder = self._stages.run(name, {"version": _VERSION, "seed": self._seed, **inputs}, write)
         return {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
-    def pretrained(self, multiple: int) -> State:
-        """The network trained on ``multiple`` times D_0; 1 is Θ_0. All start from the same random weights."""
+    def pretrained(self, multiple: int, steps: int = 1) -> State:
+        """The network trained on ``multiple`` times D_0; 1 is Θ_0. All start from the same random weights.
+
+        ``steps`` multiplies the epochs: D_0 with the steps that a larger set has in as many epochs.
+        """
 
         def work() -> dict[str, State]:
             torch.manual_seed(self._seed)
             model = self._data.build(self._data.classes)
-            self._train(model, self._d0(multiple), self._protocol.epochs, self._protocol.learning_rate, 0, "cosine")
+            epochs = steps * self._protocol.epochs
+            self._train(model, self._d0(multiple), epochs, self._protocol.learning_rate, 0, "cosine")
             return {"weights": _weights(model)}
 
-        return self._keep("pretrained", self._pretraining(multiple), work)["weights"]
+        inputs = self._pretraining(multiple) | ({"steps": steps} if steps > 1 else {})
+        return self._keep("pretrained", inputs, work)["weights"]
 
     def _pretraining(self, multiple: int) -> dict[str, Any]:
         fields = ("data", "source", "architecture", "examples", "size", "width", "epochs", "learning_rate",
@@ -291,6 +299,8 @@ class Run:
         methods: dict[str, dict[str, Callable[[], State]]] = {NAIVE: one(theta)}
         for multiple in self._protocol.multiples:
             methods[f"oracle x{multiple}"] = one(partial(self.pretrained, multiple))
+        most = max((1, *self._protocol.multiples))
+        methods[f"oracle x{most} steps, D_0 alone"] = one(partial(self.pretrained, 1, most))
         for factor in (0.9, 0.8, 0.5):
             methods[f"shrink {factor:g}"] = one(partial(lambda f: baselines.shrink(theta(), f), factor))
         methods |= {
@@ -390,7 +400,7 @@ class Run:
             order = np.random.default_rng([seed, 6]).permutation(len(labels))
             train, validation = order[:count], order[count:]
             fitted = [
-                make_pipeline(StandardScaler(), LogisticRegression(C=ridge, max_iter=200)).fit(
+                make_pipeline(StandardScaler(), LogisticRegression(C=ridge, max_iter=2000)).fit(
                     features[train], labels[train]
                 )
                 for ridge in _RIDGES

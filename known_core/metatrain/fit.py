@@ -143,8 +143,8 @@ def fit(
         for value in sorted({getattr(recipe, field) for recipe in recipes}):
             mine = [window for window in unseen if getattr(window.recipe, field) == value]
             report["held_out"][Path(value).stem] = {"fitted_with_others": skills(known, seen, mine)} if mine else {}
-            if leave_out:
-                others = [window for window in seen if getattr(window.recipe, field) != value]
+            others = [window for window in seen if getattr(window.recipe, field) != value]
+            if leave_out and others:
                 its = [window for window in seen + unseen if getattr(window.recipe, field) == value]
                 without = _fitted(build, others, steps, seed, lambda kind, *n, v=value: on_step(f"no {v} {kind}", *n))
                 report["held_out"][Path(value).stem]["never_seen"] = skills(without, others, its)
@@ -161,6 +161,8 @@ def _fitted(
     known = build()
     for kind in get_args(Kind):
         of_kind = [window for window in seen if window.kind == kind]
+        if not of_kind:
+            continue  # as it began: it predicts Θ_0, or nearly so
         if isinstance(known, Known):
             _fit_known(known, kind, of_kind, steps, seed, on_step)
         else:

@@ -74,7 +74,10 @@ def test_shrink_and_perturb_is_its_seed_s(states: list[dict[str, Tensor]]) -> No
 
 
 def test_shrink_and_perturb_adds_noise_of_the_share_asked_for() -> None:
-    theta = {"fc.weight": 3 * torch.randn(300, 300, generator=torch.Generator().manual_seed(0)), "fc.bias": torch.ones(1)}
+    theta = {
+        "fc.weight": 3 * torch.randn(300, 300, generator=torch.Generator().manual_seed(0)),
+        "fc.bias": torch.ones(1),
+    }
     found = baselines.shrink_and_perturb(theta, 0.5, 0.1, 0)
     noise = found["fc.weight"] - 0.5 * theta["fc.weight"]
     assert float(noise.std() / theta["fc.weight"].std()) == pytest.approx(0.1, rel=0.02)

@@ -1,129 +1,198 @@
-"""Trajectories collected and KNOWN fitted on them, in the smallest."""
+"""Trajectories collected and hyper-models fitted on them, in the smallest."""
 
-from dataclasses import replace
-from itertools import pairwise
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from known_core.errors import KnownError
-from known_core.files import read_json
+from known_core.files import read_json, sha256_file
+from known_core.forgetting import Design
 from known_core.hypermodel import Known
+from known_core.hypermodels import load_hypermodel
+from known_core.metatrain import collect as collecting
 from known_core.metatrain import fit as fitting
 from known_core.metatrain.collect import (
-    ARCHITECTURES,
+    LARGER,
     Recipe,
-    build_network,
+    collect,
     collect_one,
     draw_recipe,
     held_out,
-    image_tensors,
-)  # fmt: skip
-from known_core.metatrain.fit import fit, load_windows
+    read_recipe,
+    trajectories,
+)
+from known_core.metatrain.fit import Window, fit, load_windows, skills, windows
+from known_core.networks import IMAGE_ARCHITECTURES
 from known_core.sample_data import ImageArrays
+from known_core.scale_free import ScaleFreeKnown, statistics
 
 SMALLEST = Recipe(
-    seed=0, data="digits", architecture="cnn-batch", width=2, examples=160, pretraining_epochs=1,
+    seed=0, design="chain", data="digits", architecture="cnn-batch", width=2, examples=160, pretraining_epochs=1,
     pretraining_learning_rate=3e-3, rate=0.6, epochs_per_stage=1, learning_rate=1e-3, batch_size=64,
+    optimizer="adamw_torch", augment=False,
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def trajectories(tmp_path_factory: pytest.TempPathFactory, digits: ImageArrays) -> Path:
+def few(root: Path, digits: ImageArrays, design: Design) -> Path:
     """Three trajectories, one of which is held out by its name."""
-    root = tmp_path_factory.mktemp("trajectories")
-    names = [f"trajectory-{index:06d}" for index in range(100)]
-    chosen = [name for name in names if not held_out(Path(name))][:2] + [n for n in names if held_out(Path(n))][:1]
+    names = [Path(f"trajectory-{index:06d}.safetensors") for index in range(100)]
+    chosen = [name for name in names if not held_out(name)][:2] + [name for name in names if held_out(name)][:1]
     for seed, (name, architecture) in enumerate(zip(chosen, ["cnn-batch", "cnn-plain", "cnn-batch"], strict=True)):
-        collect_one(replace(SMALLEST, seed=seed, architecture=architecture), digits.of_classes([0, 1, 2]), root / name)
+        recipe = replace(SMALLEST, seed=seed, architecture=architecture, design=design, examples=110)
+        collect_one(recipe, digits.of_classes([0, 1, 2]), root / name)
     return root
 
 
-def test_a_trajectory_holds_seven_states_that_move(trajectories: Path) -> None:
-    folder = sorted(trajectories.iterdir())[0]
-    assert sorted(path.name for path in folder.iterdir()) == [
-        *(f"state-{i}.safetensors" for i in range(7)),
-        "trajectory.json",
+@pytest.fixture(scope="session")
+def chains(tmp_path_factory: pytest.TempPathFactory, digits: ImageArrays) -> Path:
+    return few(tmp_path_factory.mktemp("chains"), digits, "chain")
+
+
+@pytest.fixture(scope="session")
+def fans(tmp_path_factory: pytest.TempPathFactory, digits: ImageArrays) -> Path:
+    return few(tmp_path_factory.mktemp("fans"), digits, "fan")
+
+
+def states(shard: Path) -> list[dict[str, torch.Tensor]]:
+    """Θ_0 (or a chain's first state), then the states, most data first; floating tensors only."""
+    tensors = load_file(shard)
+    start = {name.removeprefix("start."): tensor for name, tensor in tensors.items() if name.startswith("start.")}
+    moved = [
+        {name: start[name] + tensors[f"{index}.{name}"] for name in start if f"{index}.{name}" in tensors}
+        for index in range(7)
     ]
-    states = [load_file(folder / f"state-{index}.safetensors") for index in range(7)]
-    assert all(state.keys() == states[0].keys() for state in states)
-    for before, after in pairwise(states):
-        assert not torch.equal(before["head.weight"], after["head.weight"])
-    recipe = read_json(folder / "trajectory.json")
-    assert recipe["rate"] == 0.6
-    assert recipe["last_loss"] > 0
+    return [start, *moved]
 
 
-def test_a_trajectory_is_its_recipe_s(trajectories: Path, tmp_path: Path, digits: ImageArrays) -> None:
-    folder = next(path for path in trajectories.iterdir() if read_json(path / "trajectory.json")["seed"] == 0)
-    collect_one(SMALLEST, digits.of_classes([0, 1, 2]), tmp_path / "again")
-    for index in (0, 6):
-        name = f"state-{index}.safetensors"
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+@pytest.mark.parametrize("design", ["chain", "fan"])
+def test_a_trajectory_holds_seven_states_that_differ(design: str, request: pytest.FixtureRequest) -> None:
+    shard = trajectories(request.getfixturevalue(f"{design}s"))[0]
+    start, *moved = states(shard)
+    heads = [state["head.weight"] for state in moved]
+    assert all(not torch.equal(heads[i], heads[j]) for i in range(7) for j in range(i))
+    assert torch.equal(heads[0], start["head.weight"]) == (design == "chain")
+    assert read_recipe(shard).design == design
 
 
-def test_windows_run_from_the_most_forgotten_state_to_the_target(trajectories: Path) -> None:
-    folder = sorted(trajectories.iterdir())[0]
-    biases = torch.stack([load_file(folder / f"state-{i}.safetensors")["head.bias"] for i in range(7)], dim=1)
-    windows = load_windows([folder], 10**6, 0)
-    rows = {tuple(row) for row in windows["bias"].tolist()}
-    for values in biases.tolist():
-        assert (values[5], values[4], values[3], values[2], values[1], values[0]) in rows  # the target is Θ_0
-        assert (values[6], values[5], values[4], values[3], values[2], values[1]) in rows  # the target is Θ_1
-    count = sum(tensor.numel() for name, tensor in load_file(folder / "state-0.safetensors").items()
-                if name.endswith("weight") and tensor.ndim == 4)  # fmt: skip
-    assert windows["conv"].shape == (2 * count, 6)
+def test_a_trajectory_is_its_recipe_s(chains: Path, tmp_path: Path, digits: ImageArrays) -> None:
+    shard = next(path for path in trajectories(chains) if read_recipe(path).seed == 0)
+    collect_one(read_recipe(shard), digits.of_classes([0, 1, 2]), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == shard.read_bytes()
 
 
-def test_few_windows_a_trajectory_are_drawn_by_seed(trajectories: Path) -> None:
-    folders = sorted(trajectories.iterdir())
-    first, again, other = (load_windows(folders, 20, seed)["fc"] for seed in (1, 1, 2))
-    assert first.shape == (60, 6)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def test_float16_keeps_the_displacements(fans: Path, tmp_path: Path, digits: ImageArrays) -> None:
+    shard = next(path for path in trajectories(fans) if read_recipe(path).seed == 0)
+    collect_one(read_recipe(shard), digits.of_classes([0, 1, 2]), tmp_path / "half.safetensors", "float16")
+    whole, half = load_file(shard), load_file(tmp_path / "half.safetensors")
+    assert half["0.head.weight"].dtype == torch.float16
+    assert half["start.head.weight"].dtype == torch.float32
+    torch.testing.assert_close(half["0.head.weight"].float(), whole["0.head.weight"], atol=1e-6, rtol=1e-3)
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.7 * shard.stat().st_size
 
 
+def test_a_chain_s_windows_slide(chains: Path) -> None:
+    shard = trajectories(chains)[0]
+    _, *moved = states(shard)
+    biases = torch.stack([state["head.bias"] for state in moved])
+    found = [w for w in windows(shard, Known().kind_of) if w[0] == "bias" and w[1].shape == (5, 3)]
+    assert [step for *_, step in found] == [1, 1]
+    for target, (_, five, wanted, _) in enumerate(found):
+        torch.testing.assert_close(five, biases[target + 1 : target + 6])
+        torch.testing.assert_close(wanted, biases[target])
+
+
+def test_a_fan_s_windows_share_their_states_and_differ_in_their_target(fans: Path) -> None:
+    shard = trajectories(fans)[0]
+    start, *moved = states(shard)
+    found = [w for w in windows(shard, ScaleFreeKnown().kind_of) if w[1].shape == (5, 3)]
+    assert [step for *_, step in found] == [1, 2, 3]
+    for _, five, target, step in found:
+        expected = [start["head.bias"], *(state["head.bias"] for state in moved[LARGER : LARGER + 4])]
+        torch.testing.assert_close(five, torch.stack(expected))
+        torch.testing.assert_close(target, moved[LARGER - step]["head.bias"])
+
+
+def test_few_weights_a_trajectory_are_drawn_by_seed(fans: Path) -> None:
+    shards = trajectories(fans)
+    first, again, other = (load_windows(shards, ScaleFreeKnown().kind_of, 300, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a.target, b.target) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(a.target, b.target) for a, b in zip(first, other, strict=True))
+    matrices = [window for window in first if window.kind == "fc"]
+    assert max(len(window.target) for window in matrices) == 300 // 6  # two matrices, three targets
+
+
+@pytest.fixture
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_BATCH", 512)
+
+
+@pytest.mark.usefixtures("_small_batches")
+@pytest.mark.parametrize(("design", "kind"), [("chain", Known), ("fan", ScaleFreeKnown)])
 def test_fit_writes_a_hyper_model_and_its_report(
-    trajectories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    design: str, kind: type[Any], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fitting, "_BATCH", 256)
+    folder = request.getfixturevalue(f"{design}s")
     steps: list[tuple[str, int, int]] = []
     report = fit(
-        trajectories, "tiny", tmp_path, steps=30, per_kind=200, seed=0, on_step=lambda *step: steps.append(step)
-    )
-    known = Known.load(tmp_path / "tiny.safetensors")
+        folder, "tiny", tmp_path, steps=20, per_kind=200, seed=0, leave_out=True,
+        on_step=lambda *step: steps.append(step),
+    )  # fmt: skip
+    known = load_hypermodel(tmp_path / "tiny.safetensors")
+    assert isinstance(known, kind)
     assert known.metadata == {"name": "tiny", "recipes_sha256": report["recipes_sha256"]}
     assert read_json(tmp_path / "tiny.json") == report
-    assert (report["trajectories"], report["held_out_trajectories"]) == (2, 1)
+    assert (report["design"], report["trajectories"], report["held_out_trajectories"]) == (design, 2, 1)
     assert report["architectures"] == ["cnn-batch", "cnn-plain"]
-    assert report["data"] == ["digits"]
     assert set(report["kinds"]) == {"conv", "fc", "bias"}
-    for kind in report["kinds"].values():
-        assert kind.keys() == {
-            "windows", "held_out_windows", "error_of_theta_0", "skill", "shrinkage_factor", "shrinkage_skill"
-        }  # fmt: skip
-        assert 0 < kind["error_of_theta_0"] < 1
-        assert kind["skill"] < 1
-        assert 0.6 <= kind["shrinkage_factor"] <= 1.1
-    assert steps[-1] == ("bias", 30, 30)
-    assert len(steps) == 90
-    again = fit(trajectories, "tiny", tmp_path / "again", steps=30, per_kind=200, seed=0)
+    for found in report["kinds"].values():
+        assert found.keys() == {"windows", "skill", "shrinkage_factor", "shrinkage_skill"}
+        assert found["skill"] < 1
+        assert 0.6 <= found["shrinkage_factor"] <= 1.1
+    assert set(report["held_out"]) == {"cnn-batch", "cnn-plain", "digits"}
+    assert set(report["held_out"]["cnn-batch"]) == {"fitted_with_others", "never_seen"}
+    assert set(report["held_out"]["cnn-plain"]) == {"never_seen"}  # none of it is held out
+    assert report["held_out"]["digits"].get("never_seen") is None  # there is no other data to fit on
+    assert ("bias", 20, 20) in steps
+    assert ("no cnn-plain conv", 1, 20) in steps
+    again = fit(folder, "tiny", tmp_path / "again", steps=20, per_kind=200, seed=0)
     assert again["kinds"] == report["kinds"]
-    first, second = load_file(tmp_path / "tiny.safetensors"), load_file(tmp_path / "again" / "tiny.safetensors")
-    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    assert (tmp_path / "again" / "tiny.safetensors").read_bytes() == (tmp_path / "tiny.safetensors").read_bytes()
 
 
-def test_fit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On windows whose next value is plain to see, the error falls far below "predict Θ_0"."""
-    monkeypatch.setattr(fitting, "_BATCH", 1024)
-    torch.manual_seed(0)
-    start = torch.randn(2000, 1)
-    windows = start * torch.linspace(1.0, 2.0, 6)  # each state adds a fifth of the first
-    known = Known()
-    fitting._fit_kind(known, "fc", windows, 100, 0, lambda kind, step, total: None)
-    assert fitting._skill(known, "fc", windows, windows)["skill"] > 0.5
+def plain_windows(count: int) -> list[Window]:
+    """Tensors whose next value is plain to see: the target goes on as far again as the first state went."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(count):
+        theta = torch.randn(400, generator=generator)
+        way = 0.3 * torch.randn(400, generator=generator)
+        five = torch.stack([theta, *(theta + way * share for share in (1.0, 0.7, 0.5, 0.35))])
+        found.append(Window("fc", SMALLEST, five, theta + 2 * way, *statistics(five[1:] - theta, theta, 0.6, 1)))
+    return found
+
+
+@pytest.mark.usefixtures("_small_batches")
+@pytest.mark.parametrize(("build", "steps"), [(ScaleFreeKnown, 150), (Known, 250)])
+def test_fit_learns_what_is_plain_to_see(build: type[Known] | type[ScaleFreeKnown], steps: int) -> None:
+    seen, unseen = plain_windows(12), plain_windows(15)[12:]
+    known = fitting._fitted(build, seen, steps, 0, lambda kind, step, total: None)
+    found = skills(known, seen, unseen)
+    assert list(found) == ["fc"]
+    assert found["fc"]["skill"] > 0.5
+    assert found["fc"]["shrinkage_skill"] < 0.1
+
+
+def test_skill_is_that_of_the_definition() -> None:
+    [window] = plain_windows(1)
+    assert fitting._skill(window, window.target) == 1
+    assert fitting._skill(window, window.states[0]) == pytest.approx(0)
+    halved = fitting._shrinkage_skills(window)[0]
+    assert halved == pytest.approx(fitting._skill(window, 0.6 * window.states[0]), abs=1e-5)
 
 
 def test_too_few_trajectories(tmp_path: Path) -> None:
@@ -132,22 +201,69 @@ def test_too_few_trajectories(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_designs_are_fitted_apart(chains: Path, fans: Path, tmp_path: Path) -> None:
+    for index, shard in enumerate([*trajectories(chains), *trajectories(fans)]):
+        names = [Path(f"trajectory-{number:06d}.safetensors") for number in range(200)]
+        taken = [name for name in names if held_out(name) == (index == 0)]
+        (tmp_path / taken[index].name).write_bytes(shard.read_bytes())
+    with pytest.raises(KnownError, match=r"\(designs_mixed\)"):
+        fit(tmp_path, "x", tmp_path / "out", steps=1, per_kind=1, seed=0)
+
+
+def test_collecting_lists_what_it_made_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: ImageArrays
+) -> None:
+    def small(seed: int, sizes: Any, design: Design, architectures: Any) -> Recipe:
+        return replace(SMALLEST, seed=seed, design=design, data=next(iter(sizes)))
+
+    monkeypatch.setattr(collecting, "draw_recipe", small)
+    monkeypatch.setattr(collecting, "load_arrays", lambda name: digits.of_classes([0, 1, 2]))
+    made: list[int] = []
+
+    class Enough(Exception):
+        pass
+
+    def stop_at(limit: int) -> Any:
+        def on_trajectory(count: int, left: float) -> None:
+            made.append(count)
+            if len(made) == limit:
+                raise Enough
+
+        return on_trajectory
+
+    for limit in (1, 2):
+        with pytest.raises(Enough):
+            collect(tmp_path, ["digits"], 1000, 0, stop_at(limit), design="chain")
+    assert made == [1, 2]
+    listed = read_json(tmp_path / "manifest.json")
+    assert [entry["file"] for entry in listed] == [path.name for path in trajectories(tmp_path)]
+    assert [entry["sha256"] for entry in listed] == [sha256_file(path) for path in trajectories(tmp_path)]
+    assert listed[1]["recipe"] == asdict(replace(SMALLEST, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("design", {"design": "star"}),
+        ("dtype", {"dtype": "float8"}),
+        ("architecture", {"architectures": ["vit", "perceptron"]}),
+    ],
+)
+def test_collecting_wants_what_there_is(what: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(KnownError, match=rf"{what} is .*\(option_invalid\)"):
+        collect(tmp_path / "out", ["digits"], 1, 0, lambda made, left: None, **changes)
+    assert not (tmp_path / "out").exists()
+
+
 def test_recipes_are_their_seed_s() -> None:
-    assert draw_recipe(3, ["digits", "fashion"]) == draw_recipe(3, ["digits", "fashion"])
-    recipes = [draw_recipe(seed, ["digits", "fashion"]) for seed in range(200)]
-    assert {recipe.architecture for recipe in recipes} == set(ARCHITECTURES)
-    assert {recipe.data for recipe in recipes} == {"digits", "fashion"}
-    assert all(0.4 <= recipe.rate <= 0.9 and 1e-5 <= recipe.learning_rate <= 4e-3 for recipe in recipes)
-    assert 10 < sum(held_out(Path(f"trajectory-{seed:06d}")) for seed in range(200)) < 60
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_networks_take_the_images(architecture: str, digits: ImageArrays) -> None:
-    torch.manual_seed(0)
-    item = image_tensors(digits, 28)[0]
-    assert item["pixel_values"].shape == (1, 28, 28)
-    assert -1 <= item["pixel_values"].min() < item["pixel_values"].max() <= 1
-    model = build_network(architecture, 10, 1, 28, 8).eval()
-    with torch.inference_mode():
-        assert model(item["pixel_values"][None])["logits"].shape == (1, 10)
-    assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
+    sizes = {"digits": 1797, "fashion": 60_000, "wordnet": 116_690}
+    assert draw_recipe(3, sizes, "fan", IMAGE_ARCHITECTURES) == draw_recipe(3, sizes, "fan", IMAGE_ARCHITECTURES)
+    fans = [draw_recipe(seed, sizes, "fan", IMAGE_ARCHITECTURES) for seed in range(300)]
+    assert {recipe.architecture for recipe in fans} == {*IMAGE_ARCHITECTURES, "text-transformer"}
+    assert {recipe.data for recipe in fans} == set(sizes)
+    assert all((recipe.data == "wordnet") == (recipe.architecture == "text-transformer") for recipe in fans)
+    assert all(math.floor(recipe.examples / recipe.rate**LARGER) <= sizes[recipe.data] for recipe in fans)
+    chains = [draw_recipe(seed, sizes, "chain", ["vit"]) for seed in range(100)]
+    assert all(0.4 <= recipe.rate <= 0.9 and 1e-5 <= recipe.learning_rate <= 4e-3 for recipe in chains)
+    assert {recipe.architecture for recipe in chains} == {"vit", "text-transformer"}
+    assert 10 < sum(held_out(Path(f"trajectory-{seed:06d}.safetensors")) for seed in range(200)) < 60

@@ -16,12 +16,13 @@ from known_core.events import Emit
 from known_core.files import read_json, sha256_file
 from known_core.manifest import verify_manifest
 from known_core.report import _notes
-from known_core.spec import JobSpec
+from known_core.spec import JobSpec, NowcastSettings
 from known_core.tasks import TASKS
 
 Event = dict[str, Any]
-PHASES = ["downloading", "evaluating_before", *["forgetting"] * 4, "nowcasting", "calibrating", "evaluating_after",
+PHASES = ["downloading", "evaluating_before", *["forgetting"] * 5, "nowcasting", "calibrating", "evaluating_after",
           "packaging"]  # fmt: skip
+CANDIDATES = ["x2", "x4", "x8", "continued"]
 
 
 @dataclass
@@ -70,20 +71,15 @@ def test_phases_come_in_order(finished: Job) -> None:
     assert finished.events[0] == {"type": "status", "status": "running"}
     phases = [event for event in finished.events if event["type"] == "phase"]
     assert [event["phase"] for event in phases] == PHASES
-    assert [event["detail"] for event in phases if event["phase"] == "forgetting"] == [f"{k} of 4" for k in range(1, 5)]
+    assert [event["detail"] for event in phases if event["phase"] == "forgetting"] == [f"{k} of 5" for k in range(1, 6)]
     for event in finished.events:
         if event["type"] == "progress":
             assert 0 < event["step"] <= event["total"]
     metrics = [event for event in finished.events if event["type"] == "metric"]
     assert [event.get("candidate") or event["state"] for event in metrics] == [
         "unchanged",
-        1,
-        2,
-        3,
-        4,
-        "x2",
-        "x4",
-        "x8",
+        *range(1, 6),
+        *CANDIDATES,
     ]
 
 
@@ -91,11 +87,9 @@ def test_artifacts_are_listed_and_verify(finished: Job) -> None:
     names = {
         path.relative_to(finished.artifacts).as_posix() for path in finished.artifacts.rglob("*") if path.is_file()
     }
-    weights = {
-        f"{name}/{file}" for name in ("unchanged", "x2", "x4", "x8") for file in ("config.json", "model.safetensors")
-    }
+    weights = {f"{name}/{file}" for name in ("unchanged", *CANDIDATES) for file in ("config.json", "model.safetensors")}
     assert names == weights | {"report.json", "report.md", "manifest.json"}
-    assert verify_manifest(finished.artifacts) == 10
+    assert verify_manifest(finished.artifacts) == 12
     manifest = read_json(finished.artifacts / "manifest.json")
     assert manifest["inputs_sha256"]["dataset"] == sha256_file(finished.spec.dataset)
     assert manifest["subsets"][0]["examples"] == 240
@@ -111,8 +105,8 @@ def test_unchanged_is_the_given_model(finished: Job) -> None:
 
 def test_the_report_has_gains_with_intervals(finished: Job) -> None:
     report = read_json(finished.artifacts / "report.json")
-    assert report["selected"] in ("unchanged", "x2", "x4", "x8")
-    assert set(report["transfer"]) == set(report["own_task"]) == {"unchanged", "x2", "x4", "x8"}
+    assert report["selected"] in ("unchanged", *CANDIDATES)
+    assert set(report["transfer"]) == set(report["own_task"]) == {"unchanged", *CANDIDATES}
     for name, row in report["transfer"].items():
         assert len(row["accuracy"]) == 3
         if name != "unchanged":
@@ -125,7 +119,7 @@ def test_the_report_has_gains_with_intervals(finished: Job) -> None:
     assert report["own_task"]["x2"]["difference"]["n"] == 80
     markdown = (finished.artifacts / "report.md").read_text()
     assert report["conclusion"] in markdown
-    assert all(f"| {name} |" in markdown for name in ("unchanged", "x2", "x4", "x8"))
+    assert all(f"| {name} |" in markdown for name in ("unchanged", *CANDIDATES))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +175,7 @@ def test_a_finished_job_run_again_does_nothing(finished: Job) -> None:
 
 
 def _after_stage_2(event: Event) -> bool:
-    return bool(event["type"] == "phase" and event["detail"] == "3 of 4")
+    return bool(event["type"] == "phase" and event["detail"] == "3 of 5")
 
 
 def _while_nowcasting(event: Event) -> bool:
@@ -205,7 +199,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     pipeline.run(finished.spec, tmp_path, resumed.append)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert sum(event["type"] == "progress" for event in resumed) < finished.steps()
-    later = resumed.index({"type": "phase", "phase": "forgetting", "detail": "3 of 4"})
+    later = resumed.index({"type": "phase", "phase": "forgetting", "detail": "3 of 5"})
     assert not [event for event in resumed[:later] if event["type"] == "progress"]
     contents = [
         read_json(folder / "manifest.json")["content_sha256"] for folder in (tmp_path / "artifacts", finished.artifacts)
@@ -240,3 +234,51 @@ def test_another_downstream_folder_is_another_input(tiny_spec: JobSpec, tmp_path
         with pytest.raises(Killed):
             pipeline.run(spec, tmp_path / "job", killing(lambda event: event.get("phase") == "evaluating_before", []))
     assert len(list((tmp_path / "job" / "work").glob("inputs-*"))) == 2
+
+
+@pytest.fixture(scope="session")
+def fan(tiny_spec: JobSpec, fan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job with a hyper-model that reads fans, every control, and one of them asked for."""
+    spec = tiny_spec.model_copy(
+        update={
+            "nowcast": NowcastSettings(recurrences=1, controls=("continued", "mean", "shrink", "mean")),
+            "evaluation": tiny_spec.evaluation.model_copy(update={"select": "mean"}),
+        }
+    )
+    job = Job(spec, tmp_path_factory.mktemp("fan-job"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KNOWN_HYPERMODEL", str(fan_file))
+        pipeline.run(job.spec, job.folder, job.events.append)
+    return job
+
+
+def test_a_fan_starts_every_stage_at_theta_0(fan: Job) -> None:
+    details = [event["detail"] for event in fan.events if event.get("phase") == "forgetting" and "detail" in event]
+    assert details == [f"{k} of 4" for k in range(1, 5)]  # its first stage is the control "continued"
+    starts = {read_json(path)["inputs"]["start"] for path in (fan.folder / "work").glob("fan-*/stage.json")}
+    assert len(starts) == 1
+    assert next(iter(starts)).startswith("inputs-")
+    assert len(read_json(fan.artifacts / "report.json")["forgetting_accuracy"]) == 5
+
+
+def test_controls_are_candidates_like_any_other(fan: Job) -> None:
+    report = read_json(fan.artifacts / "report.json")
+    assert list(report["transfer"]) == ["unchanged", "x2", "continued", "mean", "shrink"]
+    assert report["selected"] == "mean"
+    assert report["conclusion"].startswith("You asked for mean.")
+    states = [load_file(path) for path in sorted((fan.folder / "work").glob("fan-*/state/model.safetensors"))]
+    given, x2, continued, mean, shrink = (
+        load_file(fan.artifacts / name / "model.safetensors") for name in report["transfer"]
+    )
+    name = "hidden.weight"
+    assert torch.equal(continued[name], states[0][name])
+    torch.testing.assert_close(mean[name], torch.stack([given[name], *(state[name] for state in states)]).mean(0))
+    ratio = shrink[name] / given[name]
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
+    torch.testing.assert_close(shrink[name].norm(), x2[name].norm())
+
+
+def test_a_candidate_that_is_not_made_cannot_be_selected(tiny_spec: JobSpec, tmp_path: Path) -> None:
+    evaluation = tiny_spec.evaluation.model_copy(update={"select": "shrink"})
+    with pytest.raises(KnownError, match=r"'shrink'.*'x2', 'x4', 'x8', 'continued'.*\(candidate_unknown\)"):
+        pipeline.run(tiny_spec.model_copy(update={"evaluation": evaluation}), tmp_path / "job", print)

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from known_core.spec import Control, EvaluationSettings, ForgettingSettings, JobSpec, NowcastSettings, Settings, candidate_names
+from known_core.spec import (
+    Control,
+    EvaluationSettings,
+    ForgettingSettings,
+    JobSpec,
+    NowcastSettings,
+    Settings,
+    candidate_names,
+)
 
 SECTIONS: dict[str, type[Settings]] = {
     "forgetting": ForgettingSettings,

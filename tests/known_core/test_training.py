@@ -119,7 +119,7 @@ def trained(share: float, **changes: Any) -> tuple[nn.Module, list[dict[str, Ten
     return model, weights
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.5, 4), (0.3, 2), (1.0, 8), (0.01, 1)])
+@pytest.mark.parametrize(("share", "count"), [(0.5, 4), (0.3, 3), (1.0, 8), (0.01, 1)])
 def test_weights_are_averaged_over_the_last_steps(share: float, count: int) -> None:
     model, weights = trained(share)
     assert len(weights) == 8
