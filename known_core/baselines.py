@@ -1,7 +1,9 @@
 """What KNOW prediction is compared with: methods that read or change weights without a fitted hyper-model.
 
-Every method takes and gives state dicts and changes the same tensors KNOWN predicts (:func:`known_core.kinds.kind_of`);
-all others are carried over from Θ_0. States are ordered Θ_0 first, the most forgotten last.
+Every method takes and gives state dicts. Those that extrapolate or shrink change the tensors that the paper's KNOWN
+predicts (:func:`known_core.kinds.kind_of`); means and matched shrinkage change everything that training moves
+(:func:`known_core.kinds.kind_of_moving`). All others are carried over from Θ_0. States are ordered Θ_0 first, the most
+forgotten last.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +16,20 @@ from known_core.hypermodel import STATES, HyperModel
 from known_core.kinds import DTYPE_NAMES, Kind, kind_of, kind_of_moving
 
 State = Mapping[str, Tensor]
+KindOf = Callable[[str, Mapping[str, tuple[int, ...]], str], Kind | None]
 _TINY = 1e-30
 
 
-def kinds_of(state: State) -> dict[str, Kind]:
-    """The tensors KNOWN predicts, with their kind."""
+def kinds_of(state: State, kind_of: KindOf = kind_of) -> dict[str, Kind]:
+    """The tensors that are changed, with their kind."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     kinds = {name: kind_of(name, shapes, DTYPE_NAMES.get(state[name].dtype, "other")) for name in shapes}
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
-def change(theta: State, new: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-    """Θ_0 with each predicted tensor replaced by ``new(name, tensor)``, in the tensor's own dtype."""
-    kinds = kinds_of(theta)
+def change(theta: State, new: Callable[[str, Tensor], Tensor], kind_of: KindOf = kind_of) -> dict[str, Tensor]:
+    """Θ_0 with each tensor that has a kind replaced by ``new(name, tensor)``, in the tensor's own dtype."""
+    kinds = kinds_of(theta, kind_of)
     return {
         name: new(name, tensor).to(tensor.dtype) if name in kinds else tensor.clone() for name, tensor in theta.items()
     }
@@ -40,7 +43,12 @@ def shrink(theta: State, factor: float) -> dict[str, Tensor]:
 
 def matched_shrink(theta: State, candidate: State) -> dict[str, Tensor]:
     """Θ_0 scaled, tensor by tensor, to the norm of ``candidate``: what of a prediction is a change of size alone."""
-    return change(theta, lambda name, tensor: tensor * (candidate[name].norm() / tensor.norm().clamp(min=_TINY)))
+
+    def new(name: str, tensor: Tensor) -> Tensor:
+        scaled: Tensor = tensor * (candidate[name].norm() / tensor.norm().clamp(min=_TINY))
+        return scaled
+
+    return change(theta, new, kind_of_moving)
 
 
 def shrink_and_perturb(theta: State, factor: float, noise: float, seed: int) -> dict[str, Tensor]:
@@ -104,7 +112,9 @@ def singular_task_vector(theta: State, forgotten: State, scale: float, share: fl
 
 def mean(states: Sequence[State]) -> dict[str, Tensor]:
     """The mean of the states (model soup, Wortsman et al., ICML 2022)."""
-    return change(states[0], lambda name, tensor: torch.stack([state[name] for state in states]).mean(0))
+    return change(
+        states[0], lambda name, tensor: torch.stack([state[name] for state in states]).mean(0), kind_of_moving
+    )
 
 
 class Continued:
