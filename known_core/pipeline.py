@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -87,6 +87,9 @@ def _names(spec: JobSpec) -> list[str]:
     return [*candidate_names(spec.forgetting.rate, spec.nowcast.recurrences), *dict.fromkeys(spec.nowcast.controls)]
 
 
+Training = Design | Literal["swa"]
+
+
 class _Run:
     def __init__(self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any]) -> None:
         self._spec, self._folder, self._reporter, self._summary = spec, folder, reporter, summary
@@ -151,76 +154,80 @@ class _Run:
             self._reporter.metric("accuracy", float(accuracy), candidate=name)
         return results
 
-    def _forget(self, task: OpenTask, original: Checkpoint, inputs: Path) -> dict[Design, list[Checkpoint]]:
-        """The states of each trajectory that a candidate needs, Θ_0 first."""
+    def _forget(self, task: OpenTask, original: Checkpoint, inputs: Path) -> dict[Training, list[Checkpoint]]:
+        """The states of each training that a candidate needs, Θ_0 first."""
         settings = self._spec.forgetting
         self._subsets = nested_subsets(task.d0.labels, settings.rate, settings.states, settings.seed)
         self._state_accuracy: list[float] = []
-        stages: list[tuple[Design, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
-        if "continued" in self._spec.nowcast.controls and ("fan", 0) not in stages:
-            stages.append(("fan", 0))
-        states: dict[Design, list[Checkpoint]] = {"chain": [original], "fan": [original]}
+        stages: list[tuple[Training, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
+        for control, needs in (("continued", ("fan", 0)), ("swa", ("swa", 0))):
+            if control in self._spec.nowcast.controls and needs not in stages:
+                stages.append(cast(tuple[Training, int], needs))
+        states: dict[Training, list[Checkpoint]] = {"chain": [original], "fan": [original], "swa": [original]}
         previous = inputs.name
-        for index, (design, stage) in enumerate(stages):
+        for index, (training, stage) in enumerate(stages):
             self._reporter.phase("forgetting", f"{index + 1} of {len(stages)}")
-            start, key = (states["chain"][-1], previous) if design == "chain" else (original, inputs.name)
-            folder = self._train_on(task, design, stage, start, key)
-            states[design].append(Checkpoint(folder / "state"))
+            start, key = (states["chain"][-1], previous) if training == "chain" else (original, inputs.name)
+            folder = self._train_on(task, training, stage, start, key)
+            states[training].append(Checkpoint(folder / "state"))
             previous = folder.name
             accuracy = read_json(folder / "metrics.json")["accuracy"]
             self._reporter.metric("accuracy", accuracy, state=index + 1)
-            if design == self._known.design:
+            if training == self._known.design:
                 self._state_accuracy.append(accuracy)
         return states
 
-    def _train_on(self, task: OpenTask, design: Design, stage: int, start: Checkpoint, start_key: str) -> Path:
-        """One stage: Θ_(stage+1) of a chain from the state before it, or Φ_stage of a fan from Θ_0."""
+    def _train_on(self, task: OpenTask, training: Training, stage: int, start: Checkpoint, start_key: str) -> Path:
+        """One stage: Θ_(stage+1) of a chain from the state before it; Φ_stage of a fan, or all of swa, from Θ_0."""
         settings = self._spec.forgetting
-        subset = self._subsets[stage + 1 if design == "chain" else stage]
+        subset = self._subsets[stage + 1 if training == "chain" else stage]
+        fan_cost = sum(settings.rate**index for index in range(settings.states - 1))
+        epochs = settings.epochs_per_stage * (fan_cost if training == "swa" else 1)
 
         def work(out: Path) -> None:
             model = task.load(start)
             loss = fine_tune(
                 model,
                 torch.utils.data.Subset(task.d0.items, subset.tolist()),
-                epochs=settings.epochs_per_stage,
+                epochs=round(epochs),
                 learning_rate=settings.learning_rate,
                 batch_size=settings.batch_size,
                 seed=settings.seed + stage + 1,
                 device=self._device,
-                average_last=FAN_AVERAGED if design == "fan" else 0.0,
+                average_last=0.0 if training == "chain" else FAN_AVERAGED,
                 on_step=self._reporter.step,
             )
-            if design == "fan" and has_batch_norm(model):  # an averaged network's statistics are its own
+            if training != "chain" and has_batch_norm(model):  # an averaged network's statistics are its own
                 recalibrate(model, task.inputs(self._device))
             task.save(model.cpu(), out / "state")
             scores = task.score(model, task.evaluation.items, self._device)
             write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
 
         inputs = {"start": start_key, "subset": subset_hash(subset), "settings": settings.model_dump(mode="json")}
-        return self._stages.run(f"{design}-{stage}", inputs, work)
+        return self._stages.run(f"{training}-{stage}", inputs, work)
 
-    def _nowcast(self, trajectories: dict[Design, list[Checkpoint]]) -> Path:
+    def _nowcast(self, trained: dict[Training, list[Checkpoint]]) -> Path:
         self._reporter.phase("nowcasting")
         settings, rate = self._spec.nowcast, self._spec.forgetting.rate
-        controls: dict[str, HyperModel] = {
-            "continued": Continued(),
-            "mean": Mean(self._known.design),
-            "shrink": MatchedShrink(self._known, settings.recurrences),
+        design = self._known.design
+        controls: dict[str, tuple[HyperModel, Training]] = {
+            "continued": (Continued(), "fan"),
+            "swa": (Continued(), "swa"),
+            "mean": (Mean(design), design),
+            "shrink": (MatchedShrink(self._known, settings.recurrences), design),
         }
 
         def work(out: Path) -> None:
             outputs = [out / name for name in candidate_names(rate, settings.recurrences)]
-            states = trajectories[self._known.design]
-            counts = nowcast(states, self._known, outputs, rate, on_bytes=self._reporter.step)
+            counts = nowcast(trained[design], self._known, outputs, rate, on_bytes=self._reporter.step)
             for name in dict.fromkeys(settings.controls):
-                control = controls[name]
-                its = trajectories[control.design][: control.states]
-                nowcast(its, control, [out / name], rate, on_bytes=self._reporter.step)
+                control, training = controls[name]
+                states = trained[training][: control.states]
+                nowcast(states, control, [out / name], rate, on_bytes=self._reporter.step)
             write_json(out / "counts.json", counts)
 
         inputs = {
-            "states": {design: [state.path.parent.name for state in states] for design, states in trajectories.items()},
+            "states": {training: [state.path.parent.name for state in states] for training, states in trained.items()},
             "hypermodel": sha256_file(self._hypermodel),
             "names": self._names,
             "rate": rate,

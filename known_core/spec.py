@@ -27,7 +27,7 @@ class ForgettingSettings(Settings):
     seed: Seed = Field(0, description="of the nested subsets and of the order of examples")
 
 
-Control = Literal["continued", "mean", "shrink"]
+Control = Literal["continued", "swa", "mean", "shrink"]
 
 
 class NowcastSettings(Settings):
@@ -38,9 +38,10 @@ class NowcastSettings(Settings):
     )
     recurrences: int = Field(3, ge=1, le=4, description="steps back; with rate 0.5: x2, x4, x8, x16")
     controls: tuple[Control, ...] = Field(
-        ("continued",),
+        ("continued", "swa"),
         description="simpler candidates beside the predictions: continued, the training on of all of D_0 that a fan "
-        "begins with; mean, of all states; shrink, the given weights scaled to the norms of the last prediction",
+        "begins with; swa, the same for the epochs that the whole fan costs; mean, of all states; shrink, the given "
+        "weights scaled to the norms of the last prediction",
     )
 
 

@@ -20,9 +20,9 @@ from known_core.spec import JobSpec, NowcastSettings
 from known_core.tasks import TASKS
 
 Event = dict[str, Any]
-PHASES = ["downloading", "evaluating_before", *["forgetting"] * 5, "nowcasting", "calibrating", "evaluating_after",
+PHASES = ["downloading", "evaluating_before", *["forgetting"] * 6, "nowcasting", "calibrating", "evaluating_after",
           "packaging"]  # fmt: skip
-CANDIDATES = ["x2", "x4", "x8", "continued"]
+CANDIDATES = ["x2", "x4", "x8", "continued", "swa"]
 
 
 @dataclass
@@ -71,14 +71,14 @@ def test_phases_come_in_order(finished: Job) -> None:
     assert finished.events[0] == {"type": "status", "status": "running"}
     phases = [event for event in finished.events if event["type"] == "phase"]
     assert [event["phase"] for event in phases] == PHASES
-    assert [event["detail"] for event in phases if event["phase"] == "forgetting"] == [f"{k} of 5" for k in range(1, 6)]
+    assert [event["detail"] for event in phases if event["phase"] == "forgetting"] == [f"{k} of 6" for k in range(1, 7)]
     for event in finished.events:
         if event["type"] == "progress":
             assert 0 < event["step"] <= event["total"]
     metrics = [event for event in finished.events if event["type"] == "metric"]
     assert [event.get("candidate") or event["state"] for event in metrics] == [
         "unchanged",
-        *range(1, 6),
+        *range(1, 7),
         *CANDIDATES,
     ]
 
@@ -89,7 +89,7 @@ def test_artifacts_are_listed_and_verify(finished: Job) -> None:
     }
     weights = {f"{name}/{file}" for name in ("unchanged", *CANDIDATES) for file in ("config.json", "model.safetensors")}
     assert names == weights | {"report.json", "report.md", "manifest.json"}
-    assert verify_manifest(finished.artifacts) == 12
+    assert verify_manifest(finished.artifacts) == 14
     manifest = read_json(finished.artifacts / "manifest.json")
     assert manifest["inputs_sha256"]["dataset"] == sha256_file(finished.spec.dataset)
     assert manifest["subsets"][0]["examples"] == 240
@@ -175,7 +175,7 @@ def test_a_finished_job_run_again_does_nothing(finished: Job) -> None:
 
 
 def _after_stage_2(event: Event) -> bool:
-    return bool(event["type"] == "phase" and event["detail"] == "3 of 5")
+    return bool(event["type"] == "phase" and event["detail"] == "3 of 6")
 
 
 def _while_nowcasting(event: Event) -> bool:
@@ -199,7 +199,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     pipeline.run(finished.spec, tmp_path, resumed.append)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert sum(event["type"] == "progress" for event in resumed) < finished.steps()
-    later = resumed.index({"type": "phase", "phase": "forgetting", "detail": "3 of 5"})
+    later = resumed.index({"type": "phase", "phase": "forgetting", "detail": "3 of 6"})
     assert not [event for event in resumed[:later] if event["type"] == "progress"]
     contents = [
         read_json(folder / "manifest.json")["content_sha256"] for folder in (tmp_path / "artifacts", finished.artifacts)
@@ -241,7 +241,7 @@ def fan(tiny_spec: JobSpec, fan_file: Path, tmp_path_factory: pytest.TempPathFac
     """A job with a hyper-model that reads fans, every control, and one of them asked for."""
     spec = tiny_spec.model_copy(
         update={
-            "nowcast": NowcastSettings(recurrences=1, controls=("continued", "mean", "shrink", "mean")),
+            "nowcast": NowcastSettings(recurrences=1, controls=("continued", "mean", "shrink", "swa", "mean")),
             "evaluation": tiny_spec.evaluation.model_copy(update={"select": "mean"}),
         }
     )
@@ -254,7 +254,7 @@ def fan(tiny_spec: JobSpec, fan_file: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_a_fan_starts_every_stage_at_theta_0(fan: Job) -> None:
     details = [event["detail"] for event in fan.events if event.get("phase") == "forgetting" and "detail" in event]
-    assert details == [f"{k} of 4" for k in range(1, 5)]  # its first stage is the control "continued"
+    assert details == [f"{k} of 5" for k in range(1, 6)]  # the first is "continued", the last "swa"
     starts = {read_json(path)["inputs"]["start"] for path in (fan.folder / "work").glob("fan-*/stage.json")}
     assert len(starts) == 1
     assert next(iter(starts)).startswith("inputs-")
@@ -263,11 +263,11 @@ def test_a_fan_starts_every_stage_at_theta_0(fan: Job) -> None:
 
 def test_controls_are_candidates_like_any_other(fan: Job) -> None:
     report = read_json(fan.artifacts / "report.json")
-    assert list(report["transfer"]) == ["unchanged", "x2", "continued", "mean", "shrink"]
+    assert list(report["transfer"]) == ["unchanged", "x2", "continued", "mean", "shrink", "swa"]
     assert report["selected"] == "mean"
     assert report["conclusion"].startswith("You asked for mean.")
     states = [load_file(path) for path in sorted((fan.folder / "work").glob("fan-*/state/model.safetensors"))]
-    given, x2, continued, mean, shrink = (
+    given, x2, continued, mean, shrink, swa = (
         load_file(fan.artifacts / name / "model.safetensors") for name in report["transfer"]
     )
     name = "hidden.weight"
@@ -276,9 +276,10 @@ def test_controls_are_candidates_like_any_other(fan: Job) -> None:
     ratio = shrink[name] / given[name]
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
     torch.testing.assert_close(shrink[name].norm(), x2[name].norm())
+    assert not torch.equal(swa[name], continued[name])  # 2 epochs instead of 1, on the same data
 
 
 def test_a_candidate_that_is_not_made_cannot_be_selected(tiny_spec: JobSpec, tmp_path: Path) -> None:
     evaluation = tiny_spec.evaluation.model_copy(update={"select": "shrink"})
-    with pytest.raises(KnownError, match=r"'shrink'.*'x2', 'x4', 'x8', 'continued'.*\(candidate_unknown\)"):
+    with pytest.raises(KnownError, match=r"'shrink'.*'x2', 'x4', 'x8', 'continued', 'swa'.*\(candidate_unknown\)"):
         pipeline.run(tiny_spec.model_copy(update={"evaluation": evaluation}), tmp_path / "job", print)

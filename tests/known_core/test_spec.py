@@ -49,7 +49,7 @@ def test_out_of_bounds(section: str, field: str, value: Any) -> None:
 def test_defaults_and_immutability() -> None:
     spec = JobSpec(model=Path("m"), dataset=Path("d"))
     assert (spec.forgetting.rate, spec.forgetting.states, spec.nowcast.recurrences) == (0.5, 5, 3)
-    assert spec.nowcast.controls == ("continued",)
+    assert spec.nowcast.controls == ("continued", "swa")
     with pytest.raises(ValidationError):
         spec.forgetting.rate = 0.3  # type: ignore[misc]
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
