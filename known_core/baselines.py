@@ -118,7 +118,7 @@ def mean(states: Sequence[State]) -> dict[str, Tensor]:
 
 
 class Continued:
-    """What training on, on all of D_0, made of Θ_0: the second state as it is. What is gained here needs no prediction."""
+    """What training on all of D_0 made of Θ_0: the second state as it is. What is gained here needs no prediction."""
 
     design: Design = "fan"
     states = 2
