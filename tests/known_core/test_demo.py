@@ -29,7 +29,7 @@ def test_the_demo(tmp_path: Path) -> None:
         "on its own task, as in the report",
         "Before and after",
         "* delivered.",
-        "forgetting 4 of 4",
+        "forgetting 5 of 5",
     ):
         assert words in output
     assert output.splitlines()[-1] == "everything is stopped"
