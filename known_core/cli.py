@@ -236,6 +236,9 @@ def metatrain_collect(
     architecture: Annotated[
         list[str] | None, typer.Option(help="train only this network on images; repeat for several; default: all")
     ] = None,
+    optimizer: Annotated[
+        list[str] | None, typer.Option(help="a transformers name; repeat for several; default: adamw_torch")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="of the displacements on disk: float32 or float16")] = "float32",
     budget: Annotated[str, typer.Option(help="time to spend, such as 90m or 2h")] = "30m",
     first_seed: Annotated[int, typer.Option(help="seed of the first trajectory")] = 0,
@@ -254,6 +257,7 @@ def metatrain_collect(
             design=design,
             architectures=architecture or IMAGE_ARCHITECTURES,
             dtype=dtype,
+            optimizers=optimizer or ("adamw_torch",),
         )
     print(f"{count} trajectories in {out}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchvision.models import DenseNet, ShuffleNetV2  # type: ignore[import-untyped]
+from torchvision.models import DenseNet, ShuffleNetV2, resnet18  # type: ignore[import-untyped]
 from torchvision.models.mobilenetv2 import InvertedResidual  # type: ignore[import-untyped]
 from torchvision.ops import Conv2dNormActivation  # type: ignore[import-untyped]
 
@@ -24,7 +24,8 @@ def build_network(architecture: str, classes: int, channels: int, size: int, wid
     """A small image classifier.
 
     Args:
-        architecture: one of :data:`IMAGE_ARCHITECTURES`.
+        architecture: one of :data:`IMAGE_ARCHITECTURES`, or "resnet18" at full size (11 million parameters whatever the
+            width), for a GPU.
         classes: outputs.
         channels: 1 (grey) or 3 (RGB).
         size: side of the square input, pixels; at least 8. A patch of "vit" and "mixer" is a seventh of it, rounded
@@ -49,6 +50,8 @@ def build_network(architecture: str, classes: int, channels: int, size: int, wid
             return _Classifier(_mobilenet(classes, channels, width))
         case "shufflenetv2":
             return _Classifier(_shufflenet(classes, channels, width))
+        case "resnet18":
+            return _Classifier(_resnet18(classes, channels))
         case "vit":
             return _vit(classes, channels, size, width)
         case "mixer":
@@ -111,6 +114,14 @@ def _resnet(classes: int, channels: int, width: int, norm: bool) -> nn.Module:
         _Block(width, width, 1, norm), _Block(width, 2 * width, 2, norm), _Block(2 * width, 4 * width, 2, norm),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes),
     )  # fmt: skip
+
+
+def _resnet18(classes: int, channels: int) -> nn.Module:
+    """ResNet-18 with the stem that small images ask for: 3 x 3, no pooling."""
+    network: nn.Module = resnet18(num_classes=classes)
+    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
 
 
 class _Block(nn.Module):

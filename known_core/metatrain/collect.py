@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.training_args import OptimizerNames
 
 from known_core.checkpoint.writer import save_tensors
 from known_core.errors import KnownError
@@ -56,7 +57,13 @@ class Recipe:
     augment: bool
 
 
-def draw_recipe(seed: int, sizes: Mapping[str, int], design: Design, architectures: Sequence[str]) -> Recipe:
+def draw_recipe(
+    seed: int,
+    sizes: Mapping[str, int],
+    design: Design,
+    architectures: Sequence[str],
+    optimizers: Sequence[str] = ("adamw_torch",),
+) -> Recipe:
     """The recipe of a seed.
 
     Args:
@@ -85,8 +92,8 @@ def draw_recipe(seed: int, sizes: Mapping[str, int], design: Design, architectur
         epochs_per_stage=int(generator.integers(1, 5) if design == "chain" else generator.integers(2, 7)),
         learning_rate=log_uniform(1e-5, 4e-3) if design == "chain" else log_uniform(2e-4, 4e-3),
         batch_size=int(generator.choice([32, 64])),
-        optimizer="adamw_torch",
         augment=bool(generator.random() < 0.7),
+        optimizer=str(generator.choice(list(optimizers))),
     )
 
 
@@ -176,11 +183,13 @@ def collect(
     design: str = "fan",
     architectures: Sequence[str] = IMAGE_ARCHITECTURES,
     dtype: str = "float32",
+    optimizers: Sequence[str] = ("adamw_torch",),
 ) -> int:
     """Collect trajectories until the time is spent. Those already in ``out`` are kept and not made again.
 
     Args:
         samples: names :func:`load_arrays` takes.
+        optimizers: transformers' names; each trajectory draws one.
         on_trajectory: called with the number collected and the seconds left.
 
     Returns:
@@ -189,6 +198,8 @@ def collect(
     _one_of("design", design, get_args(Design))
     checked = cast(Design, design)
     _one_of("dtype", dtype, tuple(_DTYPES))
+    for optimizer in optimizers:
+        _one_of("optimizer", optimizer, [name.value for name in OptimizerNames])
     for architecture in architectures:
         _one_of("architecture", architecture, IMAGE_ARCHITECTURES)
     loaded = {name: load_arrays(name) for name in samples}
@@ -200,7 +211,7 @@ def collect(
         while (left := budget_s - (time.monotonic() - begun)) > 0:
             path = out / f"trajectory-{seed:06d}.safetensors"
             if not path.is_file():
-                recipe = draw_recipe(seed, sizes, checked, architectures)
+                recipe = draw_recipe(seed, sizes, checked, architectures, optimizers)
                 collect_one(recipe, loaded[recipe.data], path, dtype)
                 on_trajectory(seed - first_seed + 1, left)
             seed += 1

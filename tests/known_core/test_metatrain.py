@@ -213,7 +213,7 @@ def test_designs_are_fitted_apart(chains: Path, fans: Path, tmp_path: Path) -> N
 def test_collecting_lists_what_it_made_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: ImageArrays
 ) -> None:
-    def small(seed: int, sizes: Any, design: Design, architectures: Any) -> Recipe:
+    def small(seed: int, sizes: Any, design: Design, architectures: Any, optimizers: Any) -> Recipe:
         return replace(SMALLEST, seed=seed, design=design, data=next(iter(sizes)))
 
     monkeypatch.setattr(collecting, "draw_recipe", small)
@@ -246,6 +246,7 @@ def test_collecting_lists_what_it_made_and_goes_on(
     [
         ("design", {"design": "star"}),
         ("dtype", {"dtype": "float8"}),
+        ("optimizer", {"optimizers": ["adamw_torch", "luck"]}),
         ("architecture", {"architectures": ["vit", "perceptron"]}),
     ],
 )
@@ -266,4 +267,6 @@ def test_recipes_are_their_seed_s() -> None:
     chains = [draw_recipe(seed, sizes, "chain", ["vit"]) for seed in range(100)]
     assert all(0.4 <= recipe.rate <= 0.9 and 1e-5 <= recipe.learning_rate <= 4e-3 for recipe in chains)
     assert {recipe.architecture for recipe in chains} == {"vit", "text-transformer"}
+    both = [draw_recipe(seed, sizes, "fan", ["vit"], ["adamw_torch", "sgd"]) for seed in range(50)]
+    assert {recipe.optimizer for recipe in both} == {"adamw_torch", "sgd"}
     assert 10 < sum(held_out(Path(f"trajectory-{seed:06d}.safetensors")) for seed in range(200)) < 60

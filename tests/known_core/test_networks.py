@@ -99,3 +99,10 @@ def test_the_text_network() -> None:
     again = build_text_network(50, 12, 4, 4).state_dict()
     torch.manual_seed(0)
     assert all(torch.equal(t, again[name]) for name, t in build_text_network(50, 12, 4, 4).state_dict().items())
+
+
+def test_resnet18_keeps_the_resolution_of_small_images() -> None:
+    model = build_network("resnet18", 5, 1, 32, 16)
+    with torch.inference_mode():
+        assert model(torch.zeros(2, 1, 32, 32))["logits"].shape == (2, 5)
+    assert 11_000_000 < sum(parameter.numel() for parameter in model.parameters()) < 11_300_000
