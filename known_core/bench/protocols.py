@@ -74,7 +74,7 @@ PROTOCOLS: dict[str, Protocol] = {
             3000, epochs=8, learning_rate=1e-3, augment=False,
         ),
         replace(
-            _CIFAR, name="cifar10-resnet18", architecture="resnet18", examples=2500, epochs=60, epochs_per_stage=10, shots=500,
+            _CIFAR, name="cifar10-resnet18", architecture="resnet18", epochs=60, epochs_per_stage=10, shots=500,
             finetuning_epochs=40, multiples=(2, 4, 8), pretraining_seeds=(0, 1, 2, 3, 4),
             finetuning_seeds=(0, 1, 2, 3), tier="gpu",
         ),
