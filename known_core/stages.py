@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from known_core.files import atomic_folder, canonical_json, read_json, sha256_bytes, write_json
 
 _RECORD = "stage.json"
 
 
 class Stages:
-    """Runs stages once. A stage whose output is there is not run again, whoever ran it.
+    """Runs stages once. A stage whose output is there is not run again, whoever ran it; of processes that want the same
+    one at the same time the first runs it and the others wait.
 
     Args:
         root: the folder that holds the outputs.
@@ -32,9 +35,16 @@ class Stages:
         key = sha256_bytes(canonical_json({"stage": name, **inputs}))[:16]
         folder = self._root / f"{name}-{key}"
         if not folder.is_dir():
-            begun = time.monotonic()
-            with atomic_folder(folder) as temporary:
-                work(temporary)
-                write_json(temporary / _RECORD, {"seconds": time.monotonic() - begun, "inputs": inputs})
+            self._root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._root / f".{folder.name}.lock"):
+                if not folder.is_dir():  # another process may have made it meanwhile
+                    self._make(folder, inputs, work)
         self.seconds[name] = read_json(folder / _RECORD)["seconds"]
         return folder
+
+    @staticmethod
+    def _make(folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> None:
+        begun = time.monotonic()
+        with atomic_folder(folder) as temporary:
+            work(temporary)
+            write_json(temporary / _RECORD, {"seconds": time.monotonic() - begun, "inputs": inputs})

@@ -1,5 +1,7 @@
 """Stages run once for the same inputs, and again for others or after a failure."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ def test_a_failed_stage_leaves_nothing_and_runs_again(tmp_path: Path) -> None:
     work = Work(fail=True)
     with pytest.raises(RuntimeError, match="killed"):
         Stages(tmp_path).run("a", {}, work)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
     work.fail = False
     Stages(tmp_path).run("a", {}, work)
     assert work.calls == 2
@@ -54,3 +56,18 @@ def test_seconds_are_those_of_the_run_that_did_the_work(tmp_path: Path) -> None:
     second.run("a", {}, Work())
     assert first.seconds == second.seconds
     assert 0 <= first.seconds["a"] < 5
+
+
+def test_two_that_want_the_same_stage_at_once_make_it_once(tmp_path: Path) -> None:
+    calls = []
+
+    def slow(out: Path) -> None:
+        calls.append(out)
+        time.sleep(0.3)
+        (out / "result").write_text(str(len(calls)))
+
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: Stages(tmp_path).run("a", {}, slow), range(4)))
+    assert len(calls) == 1
+    assert {folder / "result" for folder in folders} == {folders[0] / "result"}
+    assert (folders[0] / "result").read_text() == "1"
