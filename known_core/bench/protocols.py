@@ -71,7 +71,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "wordnet", "wordnet", (4, 6, 10, 15, 18, 20, 26, 27), (5, 7, 8, 9, 11, 13, 14, 17), "text-transformer",
-            3000, epochs=8, learning_rate=1e-3, augment=False,
+            3000, epochs=8, learning_rate=1e-3, augment=False, choosing_draws=3,
         ),
         replace(
             _CIFAR, name="cifar10-resnet18", architecture="resnet18", epochs=60, epochs_per_stage=10, shots=500,
