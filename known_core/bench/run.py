@@ -1,5 +1,6 @@
 """The `known bench transfer` command: which protocols and hyper-models, and the files that come out."""
 
+import importlib.util
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -39,9 +40,12 @@ def run_transfer(
         The Markdown.
 
     Raises:
-        KnownError: ``option_invalid``, ``hypermodel_unknown``, ``hypermodel_invalid``, ``sample_missing``,
-            ``dataset_unusable``.
+        KnownError: ``extra_missing``, ``option_invalid``, ``hypermodel_unknown``, ``hypermodel_invalid``,
+            ``sample_missing``, ``dataset_unusable``.
     """
+    for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
+        if importlib.util.find_spec(module) is None:
+            raise KnownError("extra_missing", f"{package} is not installed", "pip install 'known[bench]'")
     chosen = _protocols(protocols, tier)
     paths = dict(_named("data", item) for item in data)
     for protocol in chosen:
