@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 import known_core
+from known_core.bench.candidates import Bench
 from known_core.bench.protocols import PROTOCOLS, Protocol
 from known_core.bench.summary import plot, render, summarise
-from known_core.bench.transfer import Bench, measure_protocol
+from known_core.bench.transfer import measure_protocol
 from known_core.errors import KnownError
 from known_core.files import atomic_path, sha256_file, sha256_tree, write_json
 from known_core.hypermodels import hypermodel_path, shipped_hypermodels

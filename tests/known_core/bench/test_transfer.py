@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from known_core.bench.candidates import Bench, Run
+from known_core.bench.data import load_data
 from known_core.bench.protocols import PROTOCOLS, SELECTION, Protocol
 from known_core.bench.summary import render, summarise
-from known_core.bench.transfer import Bench, Run, load_data, measure_protocol
+from known_core.bench.transfer import measure_protocol
 from known_core.errors import KnownError
 from known_core.files import read_json
 from tests.known_core.conftest import Run as RunCommand
