@@ -31,6 +31,7 @@ CONFIG = {"architecture": "small-cnn", "num_classes": 5, "in_chans": 1, "img_siz
           "label_names": ["0", "1", "2", "3", "4"]}  # fmt: skip
 QUICK: dict[str, Any] = {  # settings of the quickest job that still does everything
     "forgetting": {"epochs_per_stage": 1, "learning_rate": 1e-3, "batch_size": 32},
+    "nowcast": {"controls": []},
     "evaluation": {"seeds": 3, "probe_examples": 20, "probe_epochs": 1, "probe_learning_rates": [1e-3]},
 }
 
@@ -57,6 +58,7 @@ class Inputs:
             "model": {"upload_id": self.upload(client, server, self.model), "config": self.config},
             "dataset": {"upload_id": self.upload(client, server, self.dataset)},
             "forgetting": QUICK["forgetting"],
+            "nowcast": QUICK["nowcast"],
             "evaluation": {
                 **QUICK["evaluation"], "downstream": {"upload_id": self.upload(client, server, self.downstream)}
             },

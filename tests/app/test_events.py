@@ -19,7 +19,7 @@ def test_events_tell_the_whole_job_in_order(client: Client, finished_job: str) -
     statuses = [event["status"] for event in events if event["type"] == "status"]
     assert statuses == ["queued", "validating", "running", "succeeded"]
     phases = [f"{event['phase']} {event['detail']}".strip() for event in events if event["type"] == "phase"]
-    stages = [f"forgetting {stage} of 5" for stage in (1, 2, 3, 4, 5)]
+    stages = [f"forgetting {stage} of 4" for stage in (1, 2, 3, 4)]
     assert phases == ["downloading", "evaluating_before", *stages, "nowcasting", "calibrating", "evaluating_after",
                       "packaging"]  # fmt: skip
     for event in events:

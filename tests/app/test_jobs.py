@@ -18,9 +18,9 @@ def test_a_job_goes_from_request_to_result(client: Client, finished_job: str) ->
     assert job["attempts"] == 1
     assert job["resolved"]["architecture"] == "small-cnn"
     assert sum(job["resolved"]["dataset"]["train"].values()) == 300
-    assert job["result"]["selected"] in ("unchanged", "x2", "x4", "x8", "continued", "swa")
+    assert job["result"]["selected"] in ("unchanged", "x2", "x4", "x8")
     assert job["created_at"] <= job["started_at"] <= job["finished_at"]
-    assert set(client.report(finished_job)["transfer"]) == {"unchanged", "x2", "x4", "x8", "continued", "swa"}
+    assert set(client.report(finished_job)["transfer"]) == {"unchanged", "x2", "x4", "x8"}
 
 
 def test_enhance_answers_202_with_the_jobs_address(stack: Stack, client: Client, inputs: Inputs) -> None:

@@ -15,7 +15,7 @@ from known_core.client import Client
 from known_core.stack import Stack
 from tests.conftest import SETTINGS, Inputs, ended
 
-PHASES = ["downloading", "evaluating_before", *(f"forgetting {stage} of 5" for stage in range(1, 6)), "nowcasting",
+PHASES = ["downloading", "evaluating_before", *(f"forgetting {stage} of 4" for stage in range(1, 5)), "nowcasting",
           "calibrating", "evaluating_after", "packaging"]  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def _worker_test(inputs: Inputs, folder: Path, phases: list[str]) -> None:
 
 
 def test_kill_9_of_the_worker(inputs: Inputs, tmp_path: Path) -> None:
-    _worker_test(inputs, tmp_path, ["evaluating_before", "forgetting 3 of 5", "evaluating_after"])
+    _worker_test(inputs, tmp_path, ["evaluating_before", "forgetting 3 of 4", "evaluating_after"])
 
 
 @pytest.mark.slow
