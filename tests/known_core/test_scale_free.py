@@ -122,7 +122,7 @@ def test_states_of_other_dtypes_are_read_as_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (), (1, 1), (8, 9)])
-@pytest.mark.parametrize("scale", [1e6, 1e18, 1e-20, 0.0])
+@pytest.mark.parametrize("scale", [1e6, 1e30, 1e-20, 0.0])
 def test_extreme_weights_give_finite_predictions(shape: tuple[int, ...], scale: float) -> None:
     known = seeded_scale_free(size=0.5)
     states = [scale * state for state in fan(*shape)]
