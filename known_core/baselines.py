@@ -44,11 +44,12 @@ def shrink(theta: State, factor: float) -> dict[str, Tensor]:
 def matched_shrink(theta: State, candidate: State) -> dict[str, Tensor]:
     """Θ_0 scaled, tensor by tensor, to the norm of ``candidate``: what of a prediction is a change of size alone."""
 
-    def new(name: str, tensor: Tensor) -> Tensor:
-        scaled: Tensor = tensor * (candidate[name].norm() / tensor.norm().clamp(min=_TINY))
-        return scaled
+    return change(theta, lambda name, tensor: _to_norm(tensor, candidate[name]), kind_of_moving)
 
-    return change(theta, new, kind_of_moving)
+
+def _to_norm(tensor: Tensor, candidate: Tensor) -> Tensor:
+    scaled: Tensor = tensor * (candidate.norm() / tensor.norm().clamp(min=_TINY))
+    return scaled
 
 
 def shrink_and_perturb(theta: State, factor: float, noise: float, seed: int) -> dict[str, Tensor]:
@@ -112,9 +113,11 @@ def singular_task_vector(theta: State, forgotten: State, scale: float, share: fl
 
 def mean(states: Sequence[State]) -> dict[str, Tensor]:
     """The mean of the states (model soup, Wortsman et al., ICML 2022)."""
-    return change(
-        states[0], lambda name, tensor: torch.stack([state[name] for state in states]).mean(0), kind_of_moving
-    )
+    return change(states[0], lambda name, tensor: _mean_of([state[name] for state in states]), kind_of_moving)
+
+
+def _mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.float() for tensor in tensors]).mean(0)
 
 
 class Continued:
@@ -142,7 +145,7 @@ class Mean:
         return kind_of_moving(name, shapes, dtype)
 
     def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
-        return [torch.stack([state.float() for state in states]).mean(0)] * steps
+        return [_mean_of(states)] * steps
 
 
 class MatchedShrink:
@@ -158,5 +161,4 @@ class MatchedShrink:
 
     def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
         prediction = self._known.predict(kind, states, rate, self._last)[-1]
-        theta = states[0].float()
-        return [theta * (prediction.norm() / theta.norm().clamp(min=_TINY))] * steps
+        return [_to_norm(states[0].float(), prediction)] * steps

@@ -4,9 +4,9 @@ Source: Jang, Kim, Kim, "Learning from Oblivion", CVPR 2026, arXiv 2508.05059, s
 9,425 parameters each predict convolution kernels, matrices and biases.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol, Self, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,6 @@ STATES = 5  # states a window holds
 _EXPONENT_LIMIT = 60.0  # exp(60) is 1e26: far past the tanh's saturation, far below float32's overflow
 _HISTORY_LIMIT = 1e6  # no weight is as large; beyond it float32 sums of opposite signs overflow to NaN
 _CHUNK = 4_096  # weights a call; the fastest for eager PyTorch on a CPU (docs/experiments.md)
-FORMAT = "known-hypermodel-1"
 
 
 class HyperModel(Protocol):
@@ -83,19 +82,54 @@ class KnownNetwork(nn.Module):
         return torch.tanh(self.head(features)).squeeze(1)
 
 
-class Known(nn.Module):
-    """The set {conv, fc, bias} of KNOWN networks.
+class KindNetworks(nn.Module):
+    """A network for each kind of tensor, kept in one file: the base of every fitted hyper-model.
 
     ``metadata`` travels with the file: the name, how it was trained, and whatever its card needs.
     """
 
-    design: Design = "chain"
-    states = STATES
+    file_format: str  # written to the file, so that one design is not read as another
+    network: Callable[[], nn.Module]
 
     def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self.networks = nn.ModuleDict({kind: KnownNetwork() for kind in get_args(Kind)})
+        self.networks = nn.ModuleDict({kind: type(self).network() for kind in get_args(Kind)})
         self.metadata = dict(metadata or {})
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, atomically; the same bytes each time."""
+        save_tensors(path, self.state_dict(), {**self.metadata, "format": "pt", "known": self.file_format})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a hyper-model written by :meth:`save`.
+
+        Raises:
+            KnownError: ``hypermodel_invalid`` when the file is missing or is not a hyper-model of this design.
+        """
+        hint = "Give a .safetensors file written by `known metatrain fit`."
+        if not path.is_file():
+            raise KnownError("hypermodel_invalid", f"there is no hyper-model file at {path}", hint)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if metadata.get("known") != cls.file_format:
+                raise KnownError("hypermodel_invalid", f"{path} is safetensors, but not a {cls.__name__}", hint)
+            known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
+            known.load_state_dict(tensors)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise KnownError("hypermodel_invalid", f"{path} cannot be read as a hyper-model: {error}", hint) from error
+        return known.eval()
+
+
+class Known(KindNetworks):
+    """The set {conv, fc, bias} of KNOWN networks."""
+
+    design: Design = "chain"
+    states = STATES
+    file_format = "known-hypermodel-1"
+    network = KnownNetwork
 
     def residual(self, kind: Kind, history: Tensor) -> Tensor:
         """How far one step back lies from Θ_0.
@@ -140,32 +174,6 @@ class Known(nn.Module):
                 prediction[part] = step.cpu()
                 window = torch.cat([window[:, 1:], step[:, None]], dim=1)
         return [prediction.reshape(states[0].shape) for prediction in predictions]
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, atomically; the same bytes each time."""
-        save_tensors(path, self.state_dict(), {**self.metadata, "format": "pt", "known": FORMAT})
-
-    @classmethod
-    def load(cls, path: Path) -> "Known":
-        """Read a hyper-model written by :meth:`save`.
-
-        Raises:
-            KnownError: ``hypermodel_invalid`` when the file is missing or is not a hyper-model.
-        """
-        hint = "Give a .safetensors file written by `known metatrain fit` or Known.save."
-        if not path.is_file():
-            raise KnownError("hypermodel_invalid", f"there is no hyper-model file at {path}", hint)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if metadata.get("known") != FORMAT:
-                raise KnownError("hypermodel_invalid", f"{path} is safetensors, but not a KNOWN hyper-model", hint)
-            known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
-            known.load_state_dict(tensors)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise KnownError("hypermodel_invalid", f"{path} cannot be read as a hyper-model: {error}", hint) from error
-        return known.eval()
 
     @classmethod
     def from_keras(cls, paths: Mapping[Kind, Path]) -> "Known":

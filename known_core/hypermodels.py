@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from known_core import scale_free
 from known_core.errors import KnownError
 from known_core.hypermodel import HyperModel, Known
 from known_core.kinds import Kind
@@ -56,5 +55,5 @@ def load_hypermodel(path: Path, device: torch.device | str = "cpu") -> HyperMode
             layout = (file.metadata() or {}).get("known")
     except (OSError, SafetensorError):
         layout = None  # Known.load says what is wrong
-    known = ScaleFreeKnown.load(path) if layout == scale_free.FORMAT else Known.load(path)
+    known = ScaleFreeKnown.load(path) if layout == ScaleFreeKnown.file_format else Known.load(path)
     return known.to(device)

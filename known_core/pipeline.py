@@ -10,9 +10,9 @@ goes on where it was, and on a CPU ends with the same bytes.
 import errno
 import tempfile
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.manifest import write_manifest
 from known_core.nowcast import nowcast
 from known_core.report import build_report, render_markdown
-from known_core.spec import JobSpec, candidate_names
+from known_core.spec import Control, JobSpec, candidate_names
 from known_core.stages import Stages
 from known_core.tasks import TASKS
 from known_core.tasks.base import OpenTask, Scores
@@ -88,6 +88,7 @@ def _names(spec: JobSpec) -> list[str]:
 
 
 Training = Design | Literal["swa"]
+_TRAINED_FOR: dict[Control, Training] = {"continued": "fan", "swa": "swa"}  # controls that need a training of their own
 
 
 class _Run:
@@ -160,9 +161,9 @@ class _Run:
         self._subsets = nested_subsets(task.d0.labels, settings.rate, settings.states, settings.seed)
         self._state_accuracy: list[float] = []
         stages: list[tuple[Training, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
-        for control, needs in (("continued", ("fan", 0)), ("swa", ("swa", 0))):
-            if control in self._spec.nowcast.controls and needs not in stages:
-                stages.append(cast(tuple[Training, int], needs))
+        for control, training in _TRAINED_FOR.items():
+            if control in self._spec.nowcast.controls and (training, 0) not in stages:
+                stages.append((training, 0))
         states: dict[Training, list[Checkpoint]] = {"chain": [original], "fan": [original], "swa": [original]}
         previous = inputs.name
         for index, (training, stage) in enumerate(stages):
@@ -210,20 +211,26 @@ class _Run:
         self._reporter.phase("nowcasting")
         settings, rate = self._spec.nowcast, self._spec.forgetting.rate
         design = self._known.design
-        controls: dict[str, tuple[HyperModel, Training]] = {
+        controls: dict[Control, tuple[HyperModel, Training]] = {
             "continued": (Continued(), "fan"),
             "swa": (Continued(), "swa"),
             "mean": (Mean(design), design),
             "shrink": (MatchedShrink(self._known, settings.recurrences), design),
         }
 
+        chosen = list(dict.fromkeys(settings.controls))
+
+        def progress(index: int) -> Callable[[int, int], None]:
+            """Bytes of one nowcast of all that this phase makes."""
+            return lambda done, total: self._reporter.step(index * total + done, (1 + len(chosen)) * total)
+
         def work(out: Path) -> None:
             outputs = [out / name for name in candidate_names(rate, settings.recurrences)]
-            counts = nowcast(trained[design], self._known, outputs, rate, on_bytes=self._reporter.step)
-            for name in dict.fromkeys(settings.controls):
+            counts = nowcast(trained[design], self._known, outputs, rate, on_bytes=progress(0))
+            for index, name in enumerate(chosen, start=1):
                 control, training = controls[name]
                 states = trained[training][: control.states]
-                nowcast(states, control, [out / name], rate, on_bytes=self._reporter.step)
+                nowcast(states, control, [out / name], rate, on_bytes=progress(index))
             write_json(out / "counts.json", counts)
 
         inputs = {

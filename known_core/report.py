@@ -26,7 +26,7 @@ def build_report(
         inputs: what was understood of model and data.
         hypermodel: its name and sha256.
         weights_predicted: weights by kind, and those carried over.
-        forgetting_accuracy: D_0's own task at Θ_0, Θ_1, ….
+        forgetting_accuracy: D_0's own task at Θ_0 and at each state of the trajectory, most data first.
         scores: per-example results on D_0's own task, for ``unchanged`` and every candidate.
         probes: downstream accuracy over seeds, likewise.
     """
@@ -87,7 +87,7 @@ def render_markdown(report: dict[str, Any]) -> str:
     for name, row in report["own_task"].items():
         lines.append(f"| {name} | {100 * row['accuracy']:.2f} | {_interval(row['difference'])} | {row['loss']:.4f} |")
     curve = " → ".join(f"{100 * value:.1f}" for value in report["forgetting_accuracy"])
-    lines += ["", f"Forgetting curve (accuracy of Θ_0, Θ_1, …, %): {curve}", ""]
+    lines += ["", f"Forgetting curve (accuracy of Θ_0 and of each state of the trajectory, %): {curve}", ""]
     counts = report["weights_predicted"]
     lines += [f"Hyper-model {report['hypermodel']['name']}; weights predicted: "
               + ", ".join(f"{kind} {int(np.int64(count)):,}" for kind, count in counts.items()) + ".", ""]  # fmt: skip

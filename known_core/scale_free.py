@@ -11,20 +11,14 @@ and extrapolation are special cases that it can choose.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from known_core.checkpoint.writer import save_tensors
-from known_core.errors import KnownError
 from known_core.forgetting import Design
-from known_core.hypermodel import STATES
+from known_core.hypermodel import STATES, KindNetworks
 from known_core.kinds import Kind, kind_of_moving
 
-FORMAT = "known-scale-free-1"
 STATISTICS = 14  # of a tensor, see :func:`statistics`
 _CHUNK = 65_536  # weights a call
 _TINY = 1e-12
@@ -83,16 +77,13 @@ class CoefficientNetwork(nn.Module):
         return predicted
 
 
-class ScaleFreeKnown(nn.Module):
-    """The set {conv, fc, bias} of coefficient networks; reads fans. ``metadata`` travels with the file."""
+class ScaleFreeKnown(KindNetworks):
+    """The set {conv, fc, bias} of coefficient networks; reads fans."""
 
     design: Design = "fan"
     states = STATES
-
-    def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
-        super().__init__()
-        self.networks = nn.ModuleDict({kind: CoefficientNetwork() for kind in get_args(Kind)})
-        self.metadata = dict(metadata or {})
+    file_format = "known-scale-free-1"
+    network = CoefficientNetwork
 
     def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
         """:func:`known_core.kinds.kind_of_moving`: normalisation parameters and embeddings are predicted too."""
@@ -115,30 +106,6 @@ class ScaleFreeKnown(nn.Module):
                     prediction[part] += unit.to(device) * self.networks[kind](features.to(device), inputs)
             predictions.append(prediction.reshape(states[0].shape).cpu())
         return predictions
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, atomically; the same bytes each time."""
-        save_tensors(path, self.state_dict(), {**self.metadata, "format": "pt", "known": FORMAT})
-
-    @classmethod
-    def load(cls, path: Path) -> "ScaleFreeKnown":
-        """Read a hyper-model written by :meth:`save`.
-
-        Raises:
-            KnownError: ``hypermodel_invalid``.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
-            known.load_state_dict(tensors)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise KnownError(
-                "hypermodel_invalid", f"{path} cannot be read as a hyper-model: {error}",
-                "Give a .safetensors file written by `known metatrain fit`.",
-            ) from error  # fmt: skip
-        return known.eval()
 
 
 def scaled(displacements: Tensor, theta: Tensor, unit: Tensor, size: Tensor) -> Tensor:

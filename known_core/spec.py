@@ -1,7 +1,7 @@
 """What a job asks for: the settings of each part, typed and bounded. Shared by the library, the CLI and the API."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,7 +51,9 @@ class EvaluationSettings(Settings):
     holdout: float = Field(0.1, ge=0.01, le=0.5, allow_inf_nan=False, description="share of the data set kept for "
                            "evaluation where it has no test split of its own")  # fmt: skip
     select: str = Field(
-        "best", pattern=r"^(best|x[0-9.]+|[a-z]+)$", description='"best", or the name of the candidate to deliver'
+        "best",
+        pattern=rf"^(best|x[0-9.]+|{'|'.join(get_args(Control))})$",
+        description='"best", or the name of the candidate to deliver',
     )
     seeds: int = Field(3, ge=3, le=50, description="fine-tuning runs of the transfer probe for each candidate")
     probe_examples: int = Field(200, ge=10, le=100_000, description="labelled examples the probe fine-tunes on")

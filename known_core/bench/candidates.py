@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from known_core import baselines
 from known_core.bench.data import load_data
-from known_core.bench.protocols import SELECTION, Protocol
+from known_core.bench.protocols import NAIVE, SELECTION, Protocol
 from known_core.calibration import has_batch_norm, recalibrate
 from known_core.checkpoint.writer import save_tensors
 from known_core.examples import Examples
@@ -28,7 +28,6 @@ from known_core.stages import Stages
 from known_core.training import default_device, fine_tune
 
 State = dict[str, Tensor]
-NAIVE = "naive"
 _VERSION = 1  # raise it when a change of code changes a figure: cached work is then done again
 _SCALES = (0.25, 0.5, 1.0)
 _RIDGES = (0.01, 0.1, 1.0, 10.0)  # inverse regularisation of the linear probe
@@ -58,6 +57,7 @@ class Run:
         self._data = load_data(bench.folder, protocol, bench.paths.get(protocol.data), seed)
         self._stages = Stages(bench.folder)
         self._device = default_device()
+        self._candidates: dict[tuple[str, str], tuple[State, str]] = {}
 
     def _keep(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Mapping[str, State]]) -> dict[str, State]:
         """State dicts by name, from the cache or from ``work``."""
@@ -223,9 +223,13 @@ class Run:
     def _predictions(self, known: HyperModel) -> list[State]:
         return predict_states(known, self.fan() if known.design == "fan" else self.chain(), self._protocol.rate, 3)
 
-    @cache  # noqa: B019 (a Run lives for one unit of work)
-    def _candidate(self, method: str, variant: str) -> tuple[State, str]:
+    def candidate(self, method: str, variant: str) -> tuple[State, str]:
         """A candidate with batch-norm statistics of D_0, and the hash of its bytes."""
+        if (method, variant) not in self._candidates:
+            self._candidates[method, variant] = self._make_candidate(method, variant)
+        return self._candidates[method, variant]
+
+    def _make_candidate(self, method: str, variant: str) -> tuple[State, str]:
         state = self.methods()[method][variant]()
         model = self._model(state)
         if has_batch_norm(model):
@@ -239,7 +243,7 @@ class Run:
 
     def measure(self, what: str, method: str, variant: str, **settings: Any) -> Any:
         """One figure or list of figures of a candidate, from the cache or measured: "finetune", "probe" or "own"."""
-        state, digest = self._candidate(method, variant)
+        state, digest = self.candidate(method, variant)
         works: dict[str, Callable[..., Any]] = {"finetune": self._finetune, "probe": self._probe, "own": self._own}
         fields = {"finetune": ("shots", "finetuning_epochs"), "probe": ("probe_examples", "finetuning_seeds"),
                   "own": ("batch_size", "forgetting_learning_rate")}[what]  # fmt: skip

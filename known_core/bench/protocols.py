@@ -45,6 +45,7 @@ class Protocol:
         return asdict(self)
 
 
+NAIVE = "naive"  # the method that does nothing: Θ_0 itself
 SELECTION = 1000  # pre-training seed, and first of the fine-tuning draws, that choose and never report
 
 _CIFAR = Protocol("cifar10-resnet", "cifar10", (0, 2, 4, 6, 8), (1, 3, 5, 7, 9), "resnet", 2500, epochs=16)

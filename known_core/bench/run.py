@@ -16,7 +16,7 @@ from known_core.bench.summary import plot, render, summarise
 from known_core.bench.transfer import measure_protocol
 from known_core.errors import KnownError
 from known_core.files import atomic_path, sha256_file, sha256_tree, write_json
-from known_core.hypermodels import hypermodel_path, shipped_hypermodels
+from known_core.hypermodels import hypermodel_path, load_hypermodel, shipped_hypermodels
 
 
 def run_transfer(
@@ -113,6 +113,7 @@ def _hypermodels(names: Sequence[str] | None, reference: Path | None, wnn: Path 
     for name, path in known.items():
         if not path.exists():
             raise KnownError("hypermodel_invalid", f"{name}: there is nothing at {path}", "Give a file or a folder.")
+        load_hypermodel(path)  # a file that cannot be read is said now, not after hours of training
     return known
 
 

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from known_core.bench.protocols import Protocol
+from known_core.bench.protocols import NAIVE, Protocol
 from known_core.evaluation import UNCHANGED, select
 from known_core.statistics import Interval, paired_interval
 
-NAIVE = "naive"
 MATCHED = "shrink matched to "
 METRICS = {"finetune": "fine-tuned", "probe": "linear probe"}
 _RESAMPLES = 10_000

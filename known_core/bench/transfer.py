@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from known_core.bench.candidates import NAIVE, Bench, Run
-from known_core.bench.protocols import SELECTION, Protocol
+from known_core.bench.candidates import Bench, Run
+from known_core.bench.protocols import NAIVE, SELECTION, Protocol
 
 Unit = tuple[int, str, tuple[Any, ...]]  # pre-training seed, what, arguments
 
