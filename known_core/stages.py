@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ _RECORD = "stage.json"
 
 
 class Stages:
-    """Runs stages once. A stage whose output is there is not run again, whoever ran it; of processes that want the same
-    one at the same time the first runs it and the others wait.
+    """Runs stages once. A stage whose output is there is not run again, whoever ran it.
 
     Args:
         root: the folder that holds the outputs.
+        shared: processes work in the folder side by side: of those that want the same stage at the same time the first
+            runs it and the others wait, for as long as it lives. A job's folder is not shared: its owner holds a lease
+            that can be taken from it, so the next owner must not wait for a frozen one, which
+            finds its temporary folder gone and fails.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, shared: bool = False) -> None:
         self._root = root
+        self._shared = shared
         self.seconds: dict[str, float] = {}  # wall time of each stage, from the run that finished it
 
     def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
@@ -36,7 +41,7 @@ class Stages:
         folder = self._root / f"{name}-{key}"
         if not folder.is_dir():
             self._root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._root / f".{folder.name}.lock"):
+            with FileLock(self._root / f".{folder.name}.lock") if self._shared else nullcontext():
                 if not folder.is_dir():  # another process may have made it meanwhile
                     self._make(folder, inputs, work)
         self.seconds[name] = read_json(folder / _RECORD)["seconds"]

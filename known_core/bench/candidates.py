@@ -55,7 +55,7 @@ class Run:
     def __init__(self, bench: Bench, protocol: Protocol, seed: int) -> None:
         self._bench, self._protocol, self._seed = bench, protocol, seed
         self._data = load_data(bench.folder, protocol, bench.paths.get(protocol.data), seed)
-        self._stages = Stages(bench.folder)
+        self._stages = Stages(bench.folder, shared=True)
         self._device = default_device()
         self._candidates: dict[tuple[str, str], tuple[State, str]] = {}
 

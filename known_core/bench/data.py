@@ -47,7 +47,7 @@ def _arrays(bench_folder: Path, data: str, path: Path | None) -> ImageArrays | T
         np.save(out / "labels.npy", arrays.labels)
         write_json(out / "classes.json", arrays.classes)
 
-    folder = Stages(bench_folder).run("pixels", {"zip": sha256_file(path)}, decode)
+    folder = Stages(bench_folder, shared=True).run("pixels", {"zip": sha256_file(path)}, decode)
     images = np.load(folder / "images.npy", mmap_mode="r")
     return ImageArrays(images, np.load(folder / "labels.npy"), tuple(read_json(folder / "classes.json")))
 

@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_a_failed_stage_leaves_nothing_and_runs_again(tmp_path: Path) -> None:
     work = Work(fail=True)
     with pytest.raises(RuntimeError, match="killed"):
         Stages(tmp_path).run("a", {}, work)
-    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    assert list(tmp_path.iterdir()) == []
     work.fail = False
     Stages(tmp_path).run("a", {}, work)
     assert work.calls == 2
@@ -58,7 +59,7 @@ def test_seconds_are_those_of_the_run_that_did_the_work(tmp_path: Path) -> None:
     assert 0 <= first.seconds["a"] < 5
 
 
-def test_two_that_want_the_same_stage_at_once_make_it_once(tmp_path: Path) -> None:
+def test_those_that_want_a_shared_stage_at_once_make_it_once(tmp_path: Path) -> None:
     calls = []
 
     def slow(out: Path) -> None:
@@ -67,7 +68,26 @@ def test_two_that_want_the_same_stage_at_once_make_it_once(tmp_path: Path) -> No
         (out / "result").write_text(str(len(calls)))
 
     with ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(lambda _: Stages(tmp_path).run("a", {}, slow), range(4)))
+        folders = list(pool.map(lambda _: Stages(tmp_path, shared=True).run("a", {}, slow), range(4)))
     assert len(calls) == 1
     assert {folder / "result" for folder in folders} == {folders[0] / "result"}
     assert (folders[0] / "result").read_text() == "1"
+
+
+def test_an_owner_that_froze_in_a_stage_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    """As when a job's lease passes on: the second makes the stage, the first spoils nothing."""
+    entered, thaw = Event(), Event()
+
+    def freeze(out: Path) -> None:
+        entered.set()
+        thaw.wait(30)
+        (out / "result").write_text("frozen")
+
+    with ThreadPoolExecutor(1) as pool:
+        frozen = pool.submit(Stages(tmp_path).run, "a", {}, freeze)
+        assert entered.wait(30)
+        folder = Stages(tmp_path).run("a", {}, Work())
+        thaw.set()
+        with pytest.raises(FileNotFoundError):
+            frozen.result(30)
+    assert (folder / "result").read_text() == "1"
