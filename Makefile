@@ -41,9 +41,9 @@ constraints: install  ## pin what is installed
 	@cp $(VENV)/constraints.txt constraints.txt
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info known_core/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py known_core/kernels/known.cpp
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("known needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): minutes, PyTorch is large"

@@ -6,7 +6,7 @@ predicts (:func:`known_core.kinds.kind_of`); means and matched shrinkage change 
 forgotten last.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -113,11 +113,11 @@ def singular_task_vector(theta: State, forgotten: State, scale: float, share: fl
 
 def mean(states: Sequence[State]) -> dict[str, Tensor]:
     """The mean of the states (model soup, Wortsman et al., ICML 2022)."""
-    return change(states[0], lambda name, tensor: _mean_of([state[name] for state in states]), kind_of_moving)
 
+    def new(name: str, tensor: Tensor) -> Tensor:
+        return torch.stack([state[name].float() for state in states]).mean(0)
 
-def _mean_of(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([tensor.float() for tensor in tensors]).mean(0)
+    return change(states[0], new, kind_of_moving)
 
 
 class Continued:
@@ -129,8 +129,11 @@ class Continued:
     def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
         return kind_of_moving(name, shapes, dtype)
 
-    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
-        return [states[1].float()] * steps
+    def survey(self, kind: Kind, tiles: Iterable[Tensor], rate: float, steps: int) -> None:
+        return None
+
+    def predict(self, kind: Kind, states: Tensor, whole: Tensor | None, rate: float, steps: int) -> Tensor:
+        return states[1:].expand(steps, -1)
 
 
 class Mean:
@@ -144,8 +147,11 @@ class Mean:
     def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
         return kind_of_moving(name, shapes, dtype)
 
-    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
-        return [_mean_of(states)] * steps
+    def survey(self, kind: Kind, tiles: Iterable[Tensor], rate: float, steps: int) -> None:
+        return None
+
+    def predict(self, kind: Kind, states: Tensor, whole: Tensor | None, rate: float, steps: int) -> Tensor:
+        return states.mean(0, keepdim=True).expand(steps, -1)
 
 
 class MatchedShrink:
@@ -159,6 +165,15 @@ class MatchedShrink:
     def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
         return self._known.kind_of(name, shapes, dtype)
 
-    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
-        prediction = self._known.predict(kind, states, rate, self._last)[-1]
-        return [_to_norm(states[0].float(), prediction)] * steps
+    def survey(self, kind: Kind, tiles: Iterable[Tensor], rate: float, steps: int) -> Tensor:
+        """The factor, of shape ()."""
+        whole = self._known.survey(kind, tiles, rate, self._last)
+        squares = torch.zeros(2, dtype=torch.float64)  # of the prediction, of Θ_0
+        for tile in tiles:
+            last = self._known.predict(kind, tile, whole, rate, self._last)[-1]
+            squares += torch.tensor([float(row.double().square().sum()) for row in (last, tile[0])])
+        return (squares[0] / squares[1].clamp(min=_TINY**2)).sqrt()
+
+    def predict(self, kind: Kind, states: Tensor, whole: Tensor | None, rate: float, steps: int) -> Tensor:
+        assert whole is not None
+        return (states[:1] * float(whole)).expand(steps, -1)

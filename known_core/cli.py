@@ -189,7 +189,8 @@ def jobs_logs(
 @app.command()
 def nowcast(
     states: Annotated[
-        list[Path], typer.Argument(help="five checkpoints (files or folders), THETA_0, the most recent, first")
+        list[str],
+        typer.Argument(help="five checkpoints (files, folders, or URLs as s3://…), THETA_0, the most recent, first"),
     ],
     out: Annotated[Path, typer.Option(help="folder to make x2, x4, x8 and manifest.json in")],
     recurrences: Annotated[int, typer.Option(min=1, max=4, help="steps back")] = 3,
@@ -200,29 +201,44 @@ def nowcast(
             envvar="KNOWN_HYPERMODEL", help="known-v1 (reads a fan), known-paper (reads a chain), or a file of your own"
         ),
     ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="of the files written, such as 5GB; default: THETA_0's own files")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes, each with shards of its own")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Predict weights one, two, three steps back from five states, without any data."""
+    """Predict weights one, two, three steps back from five states, without any data. Goes on where it stopped."""
     from known_core.nowcast_files import nowcast_files
-    from known_core.terminal import progress_bars
+    from known_core.terminal import byte_bars
 
-    with _interruptible("interrupted; nothing was written"), progress_bars(_console) as progress:
-        task = progress.add_task("nowcasting (bytes)", total=None)
+    with (
+        _interruptible("interrupted; finished shards are kept, run it again to go on"),
+        byte_bars(_console) as progress,
+    ):
+        tasks: dict[str, Any] = {}
+
+        def on_bytes(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase, total=total)
+            progress.update(tasks[phase], completed=done, total=total)
+
         manifest = nowcast_files(
             states,
             out,
             recurrences=recurrences,
             rate=rate,
             hypermodel=hypermodel,
-            on_bytes=lambda done, total: progress.update(task, completed=done, total=total),
+            max_shard_size=max_shard_size,
+            workers=workers,
+            on_bytes=on_bytes,
         )
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:
         counts = ", ".join(f"{kind} {count:,}" for kind, count in manifest["weights_predicted"].items())
         print(f"{out}: {', '.join(manifest['outputs'])}; weights: {counts}")
-        hypermodel_used, design = manifest["hypermodel"]["name"], manifest["hypermodel"]["design"]
-        print(f"{hypermodel_used} read the states as a {design}.")
+        used, design = manifest["hypermodel"]["name"], manifest["hypermodel"]["design"]
+        print(f"{used} read the states as a {design}, on the {manifest['engine']} engine.")
         print("Batch-normalisation statistics are those of THETA_0: re-estimate them on your data before use.")
 
 

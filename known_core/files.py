@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes, atomic folders, checksums."""
 
+import glob
 import hashlib
 import json
 import os
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_CHUNK = 1 << 20  # bytes
+from known_core.errors import KnownError
+
+_UNFINISHED = ".tmp"  # how the name of a file ends that is being written
 
 
 def canonical_json(value: Any) -> bytes:
@@ -51,7 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file is synced before and its folder after the rename, so a crash leaves either the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -89,6 +92,35 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         fsync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(path: Path, key: str) -> Iterator[Path]:
+    """Like :func:`atomic_folder`, but a run finds what the last one with the same key left.
+
+    For work of several files that are each written atomically: one that is there is finished. The temporary folder is
+    kept when the process is killed or interrupted, and when the error says that it may pass; it is removed after every
+    other error, and when a run with another key begins.
+
+    Args:
+        key: stands for everything the files depend on.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{key}.partial")
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if other != temporary:
+            shutil.rmtree(other, ignore_errors=True)
+    temporary.mkdir(exist_ok=True)
+    for unfinished in temporary.rglob(f".*{_UNFINISHED}"):
+        unfinished.unlink()
+    try:
+        yield temporary
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    except KnownError as error:
+        if not error.retryable:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:

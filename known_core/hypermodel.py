@@ -4,7 +4,7 @@ Source: Jang, Kim, Kim, "Learning from Oblivion", CVPR 2026, arXiv 2508.05059, s
 9,425 parameters each predict convolution kernels, matrices and biases.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, Self, get_args
 
@@ -16,12 +16,13 @@ from torch.nn.functional import leaky_relu, relu
 from known_core.checkpoint.writer import save_tensors
 from known_core.errors import KnownError
 from known_core.forgetting import Design
+from known_core.kernels import Engine
+from known_core.kernels.eager import Eager
 from known_core.kinds import Kind, kind_of
 
 STATES = 5  # states a window holds
 _EXPONENT_LIMIT = 60.0  # exp(60) is 1e26: far past the tanh's saturation, far below float32's overflow
 _HISTORY_LIMIT = 1e6  # no weight is as large; beyond it float32 sums of opposite signs overflow to NaN
-_CHUNK = 4_096  # weights a call; the fastest for eager PyTorch on a CPU (docs/experiments.md)
 
 
 class HyperModel(Protocol):
@@ -33,15 +34,23 @@ class HyperModel(Protocol):
     def kind_of(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Kind | None:
         """As what a tensor is predicted, or None where it is carried over."""
 
-    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
-        """One tensor, ``steps`` times.
+    def survey(self, kind: Kind, tiles: Iterable[Tensor], rate: float, steps: int) -> Tensor | None:
+        """What has to be known of a whole tensor before a tile of it is predicted; None: nothing.
 
         Args:
-            states: as many tensors of one shape, any floating dtype, Θ_0 first, then those of ever less data.
+            tiles: the tensor, tile by tile, as :meth:`predict` takes them; each iteration reads it again.
+        """
+
+    def predict(self, kind: Kind, states: Tensor, whole: Tensor | None, rate: float, steps: int) -> Tensor:
+        """A tile of one tensor, ``steps`` times.
+
+        Args:
+            states: (S, n) float32, on any device: Θ_0 first, then those of ever less data.
+            whole: what :meth:`survey` found of the tensor.
             rate: r of the trajectory.
 
         Returns:
-            ``steps`` tensors of the same shape, float32, on the CPU: for 1/r, 1/r², … times the data.
+            (steps, n) float32, on the same device or the engine's: for 1/r, 1/r², … times the data.
         """
 
 
@@ -85,16 +94,19 @@ class KnownNetwork(nn.Module):
 class KindNetworks(nn.Module):
     """A network for each kind of tensor, kept in one file: the base of every fitted hyper-model.
 
-    ``metadata`` travels with the file: the name, how it was trained, and whatever its card needs.
+    ``metadata`` travels with the file: the name, how it was trained, and whatever its card needs. ``engine`` runs the
+    networks; eager until another is chosen (:func:`known_core.kernels.choice.choose_engine`).
     """
 
     file_format: str  # written to the file, so that one design is not read as another
     network: Callable[[], nn.Module]
+    engine: Engine
 
     def __init__(self, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.networks = nn.ModuleDict({kind: type(self).network() for kind in get_args(Kind)})
         self.metadata = dict(metadata or {})
+        self.engine = Eager()
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically; the same bytes each time."""
@@ -157,23 +169,12 @@ class Known(KindNetworks):
         """:func:`known_core.kinds.kind_of`."""
         return kind_of(name, shapes, dtype)
 
-    @torch.inference_mode()
-    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
-        """See :class:`HyperModel`. Each prediction enters the next window (paper, section 3.2); ``rate`` is not read.
+    def survey(self, kind: Kind, tiles: Iterable[Tensor], rate: float, steps: int) -> None:
+        """Nothing: each weight is predicted from its own states."""
 
-        The work is done on the hyper-model's device.
-        """
-        device = next(self.parameters()).device
-        flat = [state.reshape(-1) for state in reversed(states)]
-        predictions = [torch.empty(flat[0].numel(), dtype=torch.float32) for _ in range(steps)]
-        for begin in range(0, flat[0].numel(), _CHUNK):
-            part = slice(begin, begin + _CHUNK)
-            window = torch.stack([values[part].to(device, torch.float32) for values in flat], dim=1)
-            for prediction in predictions:
-                step = window[:, -1] + self.residual(kind, window)
-                prediction[part] = step.cpu()
-                window = torch.cat([window[:, 1:], step[:, None]], dim=1)
-        return [prediction.reshape(states[0].shape) for prediction in predictions]
+    def predict(self, kind: Kind, states: Tensor, whole: Tensor | None, rate: float, steps: int) -> Tensor:
+        """See :class:`HyperModel`. Each prediction enters the next window (paper, section 3.2), whatever the rate."""
+        return self.engine.chain(self.networks[kind], states.to(self.engine.device), steps)
 
     @classmethod
     def from_keras(cls, paths: Mapping[Kind, Path]) -> "Known":

@@ -7,7 +7,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from known_core.errors import KnownError
-from known_core.hypermodel import HyperModel, Known
+from known_core.hypermodel import Known
+from known_core.kernels.choice import choose_engine
 from known_core.kinds import Kind
 from known_core.scale_free import ScaleFreeKnown
 
@@ -41,19 +42,27 @@ def shipped_hypermodels() -> list[str]:
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
-def load_hypermodel(path: Path, device: torch.device | str = "cpu") -> HyperModel:
-    """A hyper-model of either design; a folder is the authors' three .h5 files (needs the ``keras`` extra).
+def load_hypermodel(path: Path, device: torch.device | str = "cpu") -> Known | ScaleFreeKnown:
+    """A hyper-model of either design, with the engine for the device.
+
+    Args:
+        path: a file; a folder is the authors' three .h5 files (needs the ``keras`` extra).
 
     Raises:
-        KnownError: ``hypermodel_invalid``.
+        KnownError: ``hypermodel_invalid``, ``engine_unavailable``.
     """
+    known = _load(path).to(device)
+    known.engine = choose_engine(device)
+    return known
+
+
+def _load(path: Path) -> Known | ScaleFreeKnown:
     if path.is_dir():
         names: dict[Kind, str] = {"conv": "KNOWN_Conv.h5", "fc": "KNOWN_FC.h5", "bias": "KNOWN_Bias.h5"}
-        return Known.from_keras({kind: path / name for kind, name in names.items()}).to(device)
+        return Known.from_keras({kind: path / name for kind, name in names.items()})
     try:
         with safe_open(path, framework="pt") as file:
             layout = (file.metadata() or {}).get("known")
     except (OSError, SafetensorError):
         layout = None  # Known.load says what is wrong
-    known = ScaleFreeKnown.load(path) if layout == ScaleFreeKnown.file_format else Known.load(path)
-    return known.to(device)
+    return ScaleFreeKnown.load(path) if layout == ScaleFreeKnown.file_format else Known.load(path)

@@ -1,18 +1,56 @@
-"""From a window of five states to the predicted states, tensor by tensor (paper, sections 3.2 and 4)."""
+"""From a window of five states to the predicted states, tile by tile (paper, sections 3.2 and 4).
 
+Nothing is ever in memory as a whole: the states are read in tiles of :data:`TILE` weights, predicted, and written into
+space reserved in the outputs, while the next tiles are read. What a run takes in memory does not depend on the model.
+"""
+
+import errno
+import multiprocessing
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from known_core.checkpoint import Checkpoint, TensorWriter, check_same_tensors
+from known_core.checkpoint.dtypes import TORCH_DTYPES
+from known_core.checkpoint.layout import Layout, same_layout, sharded_layout
+from known_core.checkpoint.reader import INDEX
 from known_core.errors import KnownError
-from known_core.files import atomic_folder
+from known_core.files import write_json
 from known_core.hypermodel import HyperModel
-from known_core.kinds import DTYPE_NAMES
+from known_core.kinds import DTYPE_NAMES, Kind
+from known_core.processes import die_with_parent
+from known_core.streams import Behind, ahead
+
+TILE = 1 << 20  # weights predicted together
+_AHEAD = 3  # tiles read before they are needed
+_BEHIND = 2  # tiles predicted and not yet written
+_READERS = 2  # threads
+
+Progress = Callable[[int, int], None]
+
+
+def predict_tensor(known: HyperModel, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+    """One tensor in memory, ``steps`` times.
+
+    Args:
+        states: as many tensors of one shape, any floating dtype and layout, Θ_0 first, then those of ever less data.
+        rate: r of the trajectory.
+
+    Returns:
+        ``steps`` tensors of the same shape, float32, on the CPU: for 1/r, 1/r², … times the data.
+    """
+    window = torch.stack([state.detach().float().reshape(-1) for state in states])
+    predictions = known.predict(kind, window, known.survey(kind, [window], rate, steps), rate, steps)
+    return [prediction.cpu().reshape(states[0].shape) for prediction in predictions]
 
 
 def predict_states(
@@ -36,7 +74,7 @@ def predict_states(
         if kind is None:
             of_tensor = [tensor.clone() for _ in range(steps)]
         else:
-            of_tensor = known.predict(kind, [state[name] for state in states], rate, steps)
+            of_tensor = predict_tensor(known, kind, [state[name] for state in states], rate, steps)
         for state, prediction in zip(predicted, of_tensor, strict=True):
             state[name] = prediction.to(tensor.dtype)
     return predicted
@@ -48,77 +86,256 @@ def nowcast(
     outputs: Sequence[Path],
     rate: float,
     *,
-    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    max_shard_size: str | None = None,
+    workers: int = 1,
+    on_bytes: Progress = lambda done, total: None,
 ) -> dict[str, int]:
     """Write the predicted checkpoints: ``outputs[0]`` for 1/r times the data, ``outputs[1]`` for 1/r², ….
 
-    Each output keeps Θ_0's files, tensor names, order, dtypes and metadata; tensors without a kind and every file
-    that is not weights are carried over from Θ_0.
+    Each output keeps Θ_0's tensor names, order, dtypes and metadata, and its files unless ``max_shard_size`` is given;
+    tensors without a kind and every file that is not weights are carried over from Θ_0. The bytes are the same
+    whatever ``workers`` is.
 
     Args:
         states: as many checkpoints as the hyper-model reads, Θ_0 first: the trajectory of the hyper-model's design.
-        outputs: folders to create; none may exist. They appear together or not at all.
+        outputs: folders; made where they are missing. A shard that is in all of them is taken as finished, so they are
+            empty or what an interrupted run of the same call left.
         rate: r of the trajectory.
+        max_shard_size: such as "5GB"; None keeps Θ_0's files.
+        workers: processes, each with shards of its own; on CUDA they take the devices in turn.
         on_bytes: progress in bytes of Θ_0.
 
     Returns:
         The number of weights predicted by kind, and ``carried``.
 
     Raises:
-        KnownError: ``states_count``, ``states_mismatch``, ``output_exists``, ``nonfinite_weights``.
+        KnownError: ``states_count``, ``states_mismatch``, ``nonfinite_weights``, ``source_unreadable``, ``disk_full``.
     """
     if len(states) != known.states:
         raise KnownError("states_count", f"{len(states)} states given", f"Give {known.states}, the most recent first.")
-    for output in outputs:
-        if output.exists():
-            raise KnownError("output_exists", f"{output} exists already", "Name another folder, or remove it.")
-    check_same_tensors(states, [f"state {index} ({state.path.name})" for index, state in enumerate(states)])
+    check_same_tensors(states, [f"state {index} ({state.name})" for index, state in enumerate(states)])
     first = states[0]
-    shapes = first.shapes
+    layout = same_layout(first) if max_shard_size is None else sharded_layout(first, max_shard_size)
+    kinds = predicted_kinds(first, known)
+    for output in outputs:
+        output.mkdir(parents=True, exist_ok=True)
+        _carry_over_files(first, output, layout)
+    sizes = {
+        file: sum(info.end - info.begin for info in header.tensors.values()) for file, header in layout.shards.items()
+    }
+    left = [file for file in layout.shards if not all((output / file).is_file() for output in outputs)]
+    _check_space(outputs, {file: sizes[file] for file in left})
+    work = _Work(states, known, kinds, layout, outputs, rate)
+    total = sum(sizes.values())
+    finished = total - sum(sizes[file] for file in left)
+    on_bytes(finished, total)
+    try:
+        _write_shards(work, left, workers, lambda done: on_bytes(finished + done, total))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _disk_full(outputs[0], "the disk filled up while a shard was written") from error
     counts = {"conv": 0, "fc": 0, "bias": 0, "carried": 0}
-    total = sum(info.end - info.begin for info in first.tensors.values())
-    done = 0
-    with ExitStack() as folders:
-        targets = [folders.enter_context(atomic_folder(output)) for output in outputs]
-        for target in targets:
-            _copy_other_files(first, target)
-        for file, header in first.headers.items():
-            with ExitStack() as files:
-                writers = [files.enter_context(TensorWriter(target / file, header)) for target in targets]
-                for stored in header.tensors:
-                    name = first.logical_name(stored)
-                    info = first.tensors[name]
-                    kind = known.kind_of(name, shapes, info.dtype)
-                    theta = first.read_finite(name)
-                    if kind is None:
-                        predictions = [theta] * len(writers)
-                    else:
-                        history = [theta, *(state.read_finite(name) for state in states[1:])]
-                        steps = known.predict(kind, history, rate, len(writers))
-                        predictions = [_finite(name, step.to(theta.dtype)) for step in steps]
-                    counts[kind or "carried"] += info.numel
-                    for writer, prediction in zip(writers, predictions, strict=True):
-                        writer.write(stored, prediction)
-                    done += info.end - info.begin
-                    on_bytes(done, total)
+    for name, info in first.tensors.items():
+        counts[kinds.get(name, "carried")] += info.numel
     return counts
 
 
-def _finite(name: str, prediction: Tensor) -> Tensor:
-    if not torch.isfinite(prediction).all():
-        raise KnownError(
-            "nonfinite_weights",
-            f"the prediction of {name!r} is not finite in {prediction.dtype}",
-            "The states are finite, so the hyper-model is at fault: use another one, or fewer recurrences.",
-        )
-    return prediction
+def predicted_kinds(checkpoint: Checkpoint, known: HyperModel) -> dict[str, Kind]:
+    """The tensors that are predicted, and as what.
+
+    A tensor that is stored again under another name (tied weights: an output layer that is the embedding) is treated
+    as the one that is carried over, so that what was tied stays equal.
+    """
+    shapes = checkpoint.shapes
+    kinds = {
+        name: kind
+        for name, info in checkpoint.tensors.items()
+        if (kind := known.kind_of(name, shapes, info.dtype)) is not None
+    }
+    carried = [name for name in checkpoint.tensors if name not in kinds and len(shapes[name]) > 1]
+    for name in list(kinds):
+        info = checkpoint.tensors[name]
+        for other in carried:
+            alike = checkpoint.tensors[other]
+            if (alike.shape, alike.dtype) == (info.shape, info.dtype) and _equal(checkpoint, name, other):
+                del kinds[name]
+                break
+    return kinds
 
 
-def _copy_other_files(checkpoint: Checkpoint, target: Path) -> None:
-    if not checkpoint.path.is_dir():
+def _equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
+    count = checkpoint.tensors[name].numel
+    return all(
+        torch.equal(*(checkpoint.read_part(tensor, begin, min(begin + TILE, count)) for tensor in (name, other)))
+        for begin in range(0, count, TILE)
+    )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A part of one tensor: the elements from begin to end, whole where that is all of it."""
+
+    name: str
+    kind: Kind | None
+    begin: int
+    end: int
+    whole: bool
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every shard needs; travels to worker processes."""
+
+    states: Sequence[Checkpoint]
+    known: HyperModel
+    kinds: Mapping[str, Kind]
+    layout: Layout
+    outputs: Sequence[Path]
+    rate: float
+
+    def tiles(self, name: str) -> Iterator[_Tile]:
+        count = self.states[0].tensors[name].numel
+        for begin in range(0, max(count, 1), TILE):
+            yield _Tile(name, self.kinds.get(name), begin, min(begin + TILE, count), count <= TILE)
+
+    def read(self, tile: _Tile) -> Tensor:
+        """(S, n) float32 of a tensor that is predicted, (n,) in its own dtype of one that is carried over."""
+        if tile.kind is None:
+            return self.states[0].read_finite(tile.name, tile.begin, tile.end)
+        window = torch.empty(len(self.states), tile.end - tile.begin)
+        for row, state in zip(window, self.states, strict=True):
+            row.copy_(state.read_finite(tile.name, tile.begin, tile.end))
+        return window
+
+    def write_shard(self, file: str, on_bytes: Callable[[int], None]) -> None:
+        """One shard of every output, whole or not at all."""
+        header = self.layout.shards[file]
+        first = self.states[0]
+        done = 0
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(_READERS))
+            writers = [stack.enter_context(TensorWriter(output / file, header)) for output in self.outputs]
+            behind = stack.enter_context(Behind(_BEHIND))
+            tiles = [(stored, tile) for stored in header.tensors for tile in self.tiles(first.logical_name(stored))]
+            whole: Tensor | None = None
+            read = ahead(pool, (partial(self.read, tile) for _, tile in tiles), _AHEAD)
+            for (stored, tile), values in zip(tiles, read, strict=True):
+                if tile.kind is None:
+                    predictions: Sequence[Tensor] = [values] * len(writers)
+                else:
+                    if tile.begin == 0:
+                        again = [values] if tile.whole else _Again(self, tile.name, pool)
+                        whole = self.known.survey(tile.kind, again, self.rate, len(writers))
+                    predictions = self.known.predict(tile.kind, values, whole, self.rate, len(writers)).unbind()
+                behind(partial(_write_tile, writers, stored, tile, predictions, first.tensors[tile.name].dtype))
+                done += (tile.end - tile.begin) * first.tensors[tile.name].itemsize
+                on_bytes(done)
+
+
+class _Again:
+    """All tiles of a tensor, read again each time they are gone through."""
+
+    def __init__(self, work: _Work, name: str, pool: Executor) -> None:
+        self._work, self._name, self._pool = work, name, pool
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return ahead(self._pool, (partial(self._work.read, tile) for tile in self._work.tiles(self._name)), _AHEAD)
+
+
+def _write_tile(
+    writers: Sequence[TensorWriter], stored: str, tile: _Tile, predictions: Sequence[Tensor], dtype: str
+) -> None:
+    for writer, prediction in zip(writers, predictions, strict=True):
+        part = prediction if tile.kind is None else prediction.to("cpu", TORCH_DTYPES[dtype])
+        if tile.kind is not None and not torch.isfinite(part).all():
+            raise KnownError(
+                "nonfinite_weights",
+                f"the prediction of {tile.name!r} is not finite in {part.dtype}",
+                "The states are finite, so the hyper-model is at fault: use another one, or fewer recurrences.",
+            )
+        writer.write_part(stored, tile.begin, part)
+
+
+def _write_shards(work: _Work, files: Sequence[str], workers: int, on_bytes: Callable[[int], None]) -> None:
+    """Write shards here or in worker processes; ``on_bytes`` takes the bytes of Θ_0 done since the start."""
+    if workers == 1 or len(files) < 2:
+        before = 0
+        for file in files:
+            seen = 0
+
+            def on_tile(done: int) -> None:
+                nonlocal seen
+                seen = done
+                on_bytes(before + done)  # noqa: B023 (called in this turn only)
+
+            work.write_shard(file, on_tile)
+            before += seen
         return
-    for source in sorted(checkpoint.path.rglob("*")):
-        name = source.relative_to(checkpoint.path)
-        if source.is_file() and name.as_posix() not in checkpoint.headers:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target / name)
+    context = multiprocessing.get_context("spawn")
+    counter, ranks = context.Value("Q", 0), context.Value("i", 0)
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(
+        min(workers, len(files)), context, initializer=_start_worker, initargs=(work, counter, ranks, threads)
+    ) as pool:
+        left = {pool.submit(_write_shard_here, file) for file in files}
+        try:
+            while left:
+                done, left = wait(left, timeout=0.2)
+                on_bytes(counter.value)
+                for future in done:
+                    future.result()
+        except BaseException:
+            for process in list(pool._processes.values()):
+                process.terminate()  # what they have under way is written again
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_here: tuple[_Work, Any]  # of a worker process: the work, and the counter of bytes done
+
+
+def _start_worker(work: _Work, counter: Any, ranks: Any, threads: int) -> None:
+    global _here
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    torch.set_num_threads(threads)
+    _here = work, counter
+
+
+def _write_shard_here(file: str) -> None:
+    work, counter = _here
+    seen = 0
+
+    def on_tile(done: int) -> None:
+        nonlocal seen
+        with counter.get_lock():
+            counter.value += done - seen
+        seen = done
+
+    work.write_shard(file, on_tile)
+
+
+def _check_space(outputs: Sequence[Path], sizes: Mapping[str, int]) -> None:
+    needed, free = sum(sizes.values()) * len(outputs), shutil.disk_usage(outputs[0]).free
+    if needed > free:
+        raise _disk_full(outputs[0], f"{needed:,} bytes are to be written and {free:,} are free")
+
+
+def _disk_full(output: Path, what: str) -> KnownError:
+    return KnownError(
+        "disk_full", f"no space is left at {output.parent}: {what}",
+        "Free space and run it again: finished shards are kept.", retryable=True,
+    )  # fmt: skip
+
+
+def _carry_over_files(checkpoint: Checkpoint, output: Path, layout: Layout) -> None:
+    """Every file that is not weights, and the index of the shards."""
+    if not isinstance(checkpoint.location, Path) or checkpoint.location.is_dir():
+        for name in checkpoint.source.names():
+            if name not in layout.replaced:
+                (output / name).parent.mkdir(parents=True, exist_ok=True)
+                with checkpoint.source.open(name) as source, (output / name).open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+    if layout.index is not None:
+        write_json(output / INDEX, layout.index)

@@ -236,10 +236,11 @@ class _Run:
         inputs = {
             "states": {training: [state.path.parent.name for state in states] for training, states in trained.items()},
             "hypermodel": sha256_file(self._hypermodel),
+            "engine": self._known.engine.name,
             "names": self._names,
             "rate": rate,
         }
-        return self._stages.run("nowcast", inputs, work)
+        return self._stages.run("nowcast", inputs, work, resumes=True)
 
     def _calibrate(self, task: OpenTask, predicted: Path) -> dict[str, Checkpoint]:
         self._reporter.phase("calibrating")
@@ -289,6 +290,7 @@ class _Run:
                     "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
                     "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
                     "device": str(self._device),
+                    "engine": self._known.engine.name,
                 },
             )
 

@@ -10,7 +10,7 @@ and extrapolation are special cases that it can choose.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from known_core.hypermodel import STATES, KindNetworks
 from known_core.kinds import Kind, kind_of_moving
 
 STATISTICS = 14  # of a tensor, see :func:`statistics`
-_CHUNK = 65_536  # weights a call
 _TINY = 1e-12
 
 
@@ -38,14 +37,23 @@ def statistics(displacements: Tensor, theta: Tensor, rate: float, step: int) -> 
         displacements and of the first with Θ_0, log of n, log2 of 1/r and of the multiple; then the root mean squares
         of the first displacement and of Θ_0, the units of the inputs.
     """
+    return _from_products(_products(displacements, theta), theta.numel(), rate, step)
+
+
+def _products(displacements: Tensor, theta: Tensor) -> Tensor:
+    """The scalar products between the displacements and Θ_0, (S, S) float64 on the CPU."""
     rows = torch.cat([displacements, theta[None]]).double()
-    gram = rows @ rows.T / rows.shape[1]
+    return (rows @ rows.T).cpu()
+
+
+def _from_products(products: Tensor, count: int, rate: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    gram = products / count
     sizes = gram.diagonal().clamp(min=_TINY**2).sqrt()
     cosines = gram / sizes[:, None] / sizes[None, :]
     ratios = (sizes[1:-1] / sizes[0]).log()
     features = torch.cat([
         (sizes[0] / sizes[-1]).log()[None] / 5, ratios, cosines[0, 1:-1], cosines[1, 2:-1], cosines[2, 3:-1],
-        cosines[0, -1:], torch.tensor([math.log(theta.numel()) / 10, -math.log2(rate), -step * math.log2(rate)]),
+        cosines[0, -1:], torch.tensor([math.log(count) / 10, -math.log2(rate), -step * math.log2(rate)]),
     ])  # fmt: skip
     return features.float(), sizes[0].float(), sizes[-1].float()
 
@@ -90,22 +98,22 @@ class ScaleFreeKnown(KindNetworks):
         return kind_of_moving(name, shapes, dtype)
 
     @torch.inference_mode()
-    def predict(self, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
+    def survey(self, kind: Kind, tiles: Iterable[Tensor], rate: float, steps: int) -> Tensor:
+        """:func:`statistics`, of each step: (steps, STATISTICS + 2), the last two the units of the inputs."""
+        products, count = torch.zeros(STATES, STATES, dtype=torch.float64), 0
+        for tile in tiles:
+            products += _products(tile[1:] - tile[0], tile[0])
+            count += tile.shape[1]
+        found = [_from_products(products, count, rate, step) for step in range(1, steps + 1)]
+        return torch.stack([torch.cat([features, unit[None], size[None]]) for features, unit, size in found])
+
+    def predict(self, kind: Kind, states: Tensor, whole: Tensor | None, rate: float, steps: int) -> Tensor:
         """See :class:`~known_core.hypermodel.HyperModel`. Each step is predicted from the states, none from another."""
-        device = next(self.parameters()).device
-        theta = states[0].reshape(-1).float().to(device)
-        displacements = torch.stack([state.reshape(-1).float().to(device) - theta for state in states[1:]])
-        predictions = []
-        for step in range(1, steps + 1):
-            features, unit, size = statistics(displacements.cpu(), theta.cpu(), rate, step)
-            prediction = theta.clone()
-            if float(unit) > _TINY:
-                for begin in range(0, len(theta), _CHUNK):
-                    part = slice(begin, begin + _CHUNK)
-                    inputs = scaled(displacements[:, part], theta[part], unit.to(device), size.to(device))
-                    prediction[part] += unit.to(device) * self.networks[kind](features.to(device), inputs)
-            predictions.append(prediction.reshape(states[0].shape).cpu())
-        return predictions
+        assert whole is not None
+        unit, size = float(whole[0, -2]), max(float(whole[0, -1]), _TINY)
+        if unit <= _TINY:
+            return states[:1].expand(steps, -1)  # nothing moved
+        return self.engine.fan(self.networks[kind], states.to(self.engine.device), whole[:, :-2], unit, size)
 
 
 def scaled(displacements: Tensor, theta: Tensor, unit: Tensor, size: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from known_core.files import atomic_folder, canonical_json, read_json, sha256_bytes, write_json
+from known_core.files import atomic_folder, canonical_json, read_json, resumable_folder, sha256_bytes, write_json
 
 _RECORD = "stage.json"
 
@@ -29,13 +29,14 @@ class Stages:
         self._shared = shared
         self.seconds: dict[str, float] = {}  # wall time of each stage, from the run that finished it
 
-    def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+    def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], None], *, resumes: bool = False) -> Path:
         """The folder with the stage's output, made by ``work`` where it is not there yet.
 
         Args:
             name: of the stage; unique in the job.
             inputs: everything the output depends on, as JSON values; paths of earlier stages by their folder name.
             work: fills an empty folder, which then takes its name in one step.
+            resumes: whether ``work`` may be given the folder as a run that was killed left it.
         """
         key = sha256_bytes(canonical_json({"stage": name, **inputs}))[:16]
         folder = self._root / f"{name}-{key}"
@@ -43,13 +44,13 @@ class Stages:
             self._root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._root / f".{folder.name}.lock") if self._shared else nullcontext():
                 if not folder.is_dir():  # another process may have made it meanwhile
-                    self._make(folder, inputs, work)
+                    self._make(folder, inputs, work, resumes)
         self.seconds[name] = read_json(folder / _RECORD)["seconds"]
         return folder
 
     @staticmethod
-    def _make(folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> None:
+    def _make(folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], None], resumes: bool) -> None:
         begun = time.monotonic()
-        with atomic_folder(folder) as temporary:
+        with resumable_folder(folder, "stage") if resumes else atomic_folder(folder) as temporary:
             work(temporary)
             write_json(temporary / _RECORD, {"seconds": time.monotonic() - begun, "inputs": inputs})

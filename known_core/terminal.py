@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
@@ -13,6 +14,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +34,19 @@ def progress_bars(console: Console) -> Progress:
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        _TimeLeft(),
+        console=console,
+    )
+
+
+def byte_bars(console: Console) -> Progress:
+    """Bars in bytes, with their speed, elapsed time and an estimate of the time left."""
+    return Progress(
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
         TimeElapsedColumn(),
         _TimeLeft(),
         console=console,

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _POLL_S = 0.5  # how soon a cancel or a shutdown is seen
 _ENVIRONMENT = (
     "PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY", "KNOWN_HYPERMODEL",
+    "OMP_WAIT_POLICY", "KNOWN_HYPERMODEL", "KNOWN_ENGINE",
 )  # fmt: skip
 
 

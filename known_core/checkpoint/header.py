@@ -38,6 +38,11 @@ class TensorInfo:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes an element."""
+        return _DTYPE_BITS[self.dtype] // 8
+
 
 @dataclass(frozen=True)
 class Header:

@@ -1,21 +1,22 @@
 """A checkpoint on disk: one safetensors file or sharded ones with an index, every header checked before use."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from known_core.checkpoint.dtypes import TORCH_DTYPES
 from known_core.checkpoint.header import Header, TensorInfo, read_header
-from known_core.checkpoint.source import FileSource, FolderSource, Source
+from known_core.checkpoint.source import FileSource, FolderSource, RangeSource, RemoteSource, Source
 from known_core.errors import KnownError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_PART = 1 << 24  # elements looked at together
 
 
 def weight_files(source: Source) -> list[str]:
@@ -100,37 +101,50 @@ def wrapper_prefix(names: Iterable[str]) -> str:
 
 @dataclass
 class Checkpoint:
-    """A safetensors checkpoint, read tensor by tensor.
+    """A safetensors checkpoint, read tensor by tensor or in parts of tensors; nothing of it stays in memory.
 
     Tensors go by their logical names: a ``module.`` or ``_orig_mod.`` that stands before every name (left there by
     DistributedDataParallel and torch.compile) is taken off. Headers keep the stored names.
 
     Args:
-        path: a folder, or a single safetensors file.
+        location: a folder, or a single safetensors file; a string with ``://`` in it is an fsspec URL.
     """
 
-    path: Path
-    headers: dict[str, Header] = field(init=False)
-    tensors: dict[str, TensorInfo] = field(init=False)
+    location: Path | str
+    source: RangeSource = field(init=False, repr=False)
+    headers: dict[str, Header] = field(init=False, repr=False)
+    tensors: dict[str, TensorInfo] = field(init=False, repr=False)
     prefix: str = field(init=False)
     _file_of: dict[str, str] = field(init=False, repr=False)
-    _open: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.path.exists():
-            raise KnownError("weights_missing", f"there is no checkpoint at {self.path}", "Check the path.")
-        source = FolderSource(self.path) if self.path.is_dir() else FileSource(self.path, WEIGHTS)
-        self.headers = read_headers(source)
+        if "://" in str(self.location):
+            self.source = RemoteSource(str(self.location), single_file_name=WEIGHTS)
+        else:
+            self.location = Path(self.location)
+            if not self.location.exists():
+                raise KnownError("weights_missing", f"there is no checkpoint at {self.location}", "Check the path.")
+            folder = self.location.is_dir()
+            self.source = FolderSource(self.location) if folder else FileSource(self.location, WEIGHTS)
+        self.headers = read_headers(self.source)
         stored = {name: file for file, header in self.headers.items() for name in header.tensors}
         self.prefix = wrapper_prefix(stored)
         self.tensors = {self.logical_name(name): self.headers[file].tensors[name] for name, file in stored.items()}
         self._file_of = {self.logical_name(name): file for name, file in stored.items()}
 
+    @property
+    def path(self) -> Path:
+        """The folder or file of a local checkpoint."""
+        assert isinstance(self.location, Path), f"{self.location} is not a local checkpoint"
+        return self.location
+
+    @property
+    def name(self) -> str:
+        """The last part of its path or address."""
+        return str(self.location).rstrip("/").rpartition("/")[2]
+
     def logical_name(self, stored: str) -> str:
         return stored.removeprefix(self.prefix)
-
-    def file_path(self, file: str) -> Path:
-        return self.path / file if self.path.is_dir() else self.path
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -138,27 +152,42 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, in its own dtype."""
-        file = self._file_of[name]
-        if file not in self._open:
-            self._open[file] = safe_open(self.file_path(file), framework="pt")
-        tensor: Tensor = self._open[file].get_tensor(self.prefix + name)
-        return tensor
+        info = self.tensors[name]
+        return self.read_part(name, 0, info.numel).reshape(info.shape)
 
-    def read_finite(self, name: str) -> Tensor:
-        """:meth:`read`. Raises: KnownError ``nonfinite_weights`` when the tensor holds a NaN or an infinity."""
-        tensor = self.read(name)
-        if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():  # float8 has no isfinite
+    def read_part(self, name: str, begin: int, end: int) -> Tensor:
+        """The elements from ``begin`` to ``end`` of a tensor in row-major order, (end - begin,)."""
+        info = self.tensors[name]
+        part = torch.empty(end - begin, dtype=TORCH_DTYPES[info.dtype])
+        buffer = part.view(torch.uint8).numpy().data
+        self.source.read_into(self._file_of[name], info.begin + begin * info.itemsize, buffer)
+        return part
+
+    def read_finite(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
+        """:meth:`read_part`, or the whole tensor flat.
+
+        Raises:
+            KnownError: ``nonfinite_weights`` when what is read holds a NaN or an infinity.
+        """
+        part = self.read_part(name, begin, self.tensors[name].numel if end is None else end)
+        if not torch.isfinite(part.float() if part.itemsize == 1 else part).all():  # float8 has no isfinite
             raise KnownError(
                 "nonfinite_weights",
-                f"{name!r} in {self.path.name} holds NaN or infinite values",
+                f"{name!r} in {self.name} holds NaN or infinite values",
                 "Start from a checkpoint whose training did not diverge.",
             )
-        return tensor
+        return part
+
+    def sha256(self, file: str) -> str:
+        """Hex sha256 of one of its files."""
+        with self.source.open(file) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def check_finite(self) -> None:
         """Raises: KnownError ``nonfinite_weights`` naming the first tensor with a NaN or an infinity."""
-        for name in self.tensors:
-            self.read_finite(name)
+        for name, info in self.tensors.items():
+            for begin in range(0, info.numel, _PART):
+                self.read_finite(name, begin, min(begin + _PART, info.numel))
 
 
 def check_same_tensors(states: Sequence[Checkpoint], labels: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Protocol
 
+import fsspec
+
 from known_core.errors import KnownError
 
 MAX_FILES = 1_000_000
@@ -30,6 +32,13 @@ class Source(Protocol):
     def names(self) -> list[str]: ...
     def size(self, name: str) -> int: ...
     def open(self, name: str) -> BinaryIO: ...
+
+
+class RangeSource(Source, Protocol):
+    """A source whose files can be read from anywhere in them, by several threads."""
+
+    def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the file's bytes from ``begin`` on. Raises: KnownError ``source_unreadable``."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,9 @@ class FolderSource:
     def open(self, name: str) -> BinaryIO:
         return (self.root / name).open("rb")
 
+    def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
+        _read_file(self.root / name, begin, buffer)
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -73,6 +85,81 @@ class FileSource:
 
     def open(self, name: str) -> BinaryIO:
         return self.path.open("rb")
+
+    def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
+        _read_file(self.path, begin, buffer)
+
+
+def _read_file(path: Path, begin: int, buffer: memoryview) -> None:
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(begin)
+        done = 0
+        while done < len(buffer):
+            count = stream.readinto(buffer[done:])
+            if not count:
+                raise _cut_short(str(path), begin + done)
+            done += count
+
+
+def _cut_short(where: str, position: int) -> KnownError:
+    return KnownError(
+        "source_unreadable",
+        f"{where} ends at byte {position}, before its header says",
+        "Something changed the file while it was read: leave it alone, and run it again.",
+    )
+
+
+class RemoteSource:
+    """A file, or the files below a folder, at an fsspec URL such as ``s3://bucket/model`` or ``https://…``.
+
+    Raises:
+        KnownError: ``source_unreadable`` where the address cannot be opened, ``extra_missing`` where its protocol's
+            package is not installed.
+    """
+
+    def __init__(self, url: str, *, single_file_name: str) -> None:
+        self._url = url
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url)
+            if self._fs.isfile(root):
+                self._paths = {single_file_name: root}
+            else:
+                below = root.rstrip("/") + "/"
+                self._paths = {path.removeprefix(below): path for path in sorted(self._fs.find(root))}
+        except ImportError as error:
+            raise KnownError("extra_missing", f"{url} needs another package: {error}", "Install it.") from error
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def names(self) -> list[str]:
+        return list(self._paths)
+
+    def size(self, name: str) -> int:
+        size = self._fs.size(self._paths[name])
+        if size is None:
+            raise self._unreadable(f"the server does not say how large {name} is")
+        return int(size)
+
+    def open(self, name: str) -> BinaryIO:
+        stream: BinaryIO = self._fs.open(self._paths[name], "rb")
+        return stream
+
+    def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
+        try:
+            data = self._fs.cat_file(self._paths[name], start=begin, end=begin + len(buffer))
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if len(data) != len(buffer):
+            raise _cut_short(f"{self._url} ({name})", begin + len(data))
+        buffer[:] = data
+
+    def _unreadable(self, reason: object) -> KnownError:
+        return KnownError(
+            "source_unreadable",
+            f"{self._url} cannot be read: {str(reason)[:200] or type(reason).__name__}",
+            "Check the address and your credentials; fsspec's documentation names the settings of each protocol.",
+            retryable=True,
+        )
 
 
 class ZipSource:

@@ -1,7 +1,8 @@
-"""Write one safetensors file tensor by tensor, in place, with the header of the file it mirrors."""
+"""Write one safetensors file in place, tensor by tensor or in parts of tensors, into space that is reserved first."""
 
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +12,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from known_core.checkpoint.dtypes import TORCH_DTYPES
 from known_core.checkpoint.header import Header, read_header
 from known_core.files import atomic_path
-
-_DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16,
-    "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32, "U64": torch.uint64,
-    "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64,
-}  # fmt: skip
 
 
 class TensorWriter:
     """Writes a file with another file's tensor names, dtypes, shapes and metadata; new values.
 
-    The file appears under its name only when every tensor was written and the block ended well.
+    The file appears under its name only when every element was written and the block ended well. All its space is
+    reserved when the block begins, so a disk that is too full says so at once (OSError, ENOSPC).
 
     Args:
         path: where the file goes.
@@ -46,12 +42,19 @@ class TensorWriter:
         body += b" " * (-len(body) % 8)  # the format asks for 8-byte alignment of the data
         self._header = len(body).to_bytes(8, "little") + body
         self._shift = len(self._header) - old_begin
-        self._missing = set(like.tensors)
+        self._size = len(self._header) + sum(info.end - info.begin for info in like.tensors.values())
+        self._left = {name: info.numel for name, info in like.tensors.items()}  # elements to be written
+        self._begun: set[str] = set()
         self._atomic = atomic_path(path)
 
     def __enter__(self) -> "TensorWriter":
         self._file = self._atomic.__enter__().open("wb")
-        self._file.write(self._header)
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, self._size)
+            self._file.write(self._header)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -59,17 +62,30 @@ class TensorWriter:
         info = self._tensors[name]
         if tuple(tensor.shape) != info.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the file wants {info.shape}")
-        data = tensor.detach().to("cpu", _DTYPES[info.dtype]).contiguous()
-        self._file.seek(info.begin + self._shift)
-        self._file.write(data.reshape(-1).view(torch.uint8).numpy().data)
-        self._missing.remove(name)
+        self.write_part(name, 0, tensor.detach().reshape(-1))
+
+    def write_part(self, name: str, begin: int, part: Tensor) -> None:
+        """Write the elements of a tensor from ``begin`` on, in row-major order; each element once.
+
+        Args:
+            part: (n,) on any device; its dtype is converted to the mirrored one.
+        """
+        info = self._tensors[name]
+        if part.ndim != 1 or begin < 0 or begin + len(part) > info.numel or len(part) > self._left[name]:
+            raise ValueError(f"{tuple(part.shape)} from {begin} on does not fit what is left of {name}, {info.shape}")
+        data = part.to("cpu", TORCH_DTYPES[info.dtype]).contiguous()
+        self._file.seek(info.begin + self._shift + begin * info.itemsize)
+        self._file.write(data.view(torch.uint8).numpy().data)
+        self._left[name] -= len(part)
+        self._begun.add(name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if kind is None and self._missing:
-            error = ValueError(f"{len(self._missing)} tensors were never written: {sorted(self._missing)[:5]}")
+        missing = [name for name, left in self._left.items() if left or name not in self._begun]
+        if kind is None and missing:
+            error = ValueError(f"{len(missing)} tensors were never written: {sorted(missing)[:5]}")
             kind, trace = ValueError, None
             self._atomic.__exit__(kind, error, trace)
             raise error

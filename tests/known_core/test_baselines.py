@@ -13,7 +13,7 @@ from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.checkpoint import Checkpoint
 from known_core.forgetting import Design
 from known_core.hypermodel import HyperModel, Known
-from known_core.nowcast import nowcast
+from known_core.nowcast import nowcast, predict_tensor
 from tests.known_core.conftest import seeded_scale_free
 
 PREDICTED = frozenset({"conv.weight", "conv.bias", "fc.weight", "fc.bias"})
@@ -223,6 +223,6 @@ def test_controls_give_as_many_predictions_as_asked_for(states: list[dict[str, T
     tensors = [s["fc.weight"].bfloat16() for s in states]
     controls: list[HyperModel] = [Continued(), Mean("fan"), MatchedShrink(seeded_scale_free(), 1)]
     for control in controls:
-        found = control.predict("fc", tensors[: control.states], 0.5, 3)
+        found = predict_tensor(control, "fc", tensors[: control.states], 0.5, 3)
         assert [prediction.dtype for prediction in found] == [torch.float32] * 3
         assert [prediction.shape for prediction in found] == [(5, 4)] * 3

@@ -12,8 +12,10 @@ from torch import Tensor
 from known_core.errors import KnownError
 from known_core.hypermodel import Known
 from known_core.hypermodels import load_hypermodel
+from known_core.kernels.eager import _CHUNK
 from known_core.kinds import Kind, kind_of_moving
-from known_core.scale_free import _CHUNK, STATISTICS, ScaleFreeKnown, scaled, statistics
+from known_core.nowcast import predict_tensor
+from known_core.scale_free import STATISTICS, ScaleFreeKnown, scaled, statistics
 from tests.known_core.conftest import seeded_scale_free
 
 KINDS = get_args(Kind)
@@ -27,7 +29,7 @@ def fan(*shape: int, seed: int = 0, step: float = 0.02) -> list[Tensor]:
 
 
 def displacement(known: ScaleFreeKnown, states: list[Tensor], kind: Kind = "fc", step: int = 1) -> Tensor:
-    return known.predict(kind, states, 0.5, step)[-1] - states[0]
+    return predict_tensor(known, kind, states, 0.5, step)[-1] - states[0]
 
 
 def assert_close_displacements(found: Tensor, expected: Tensor) -> None:
@@ -39,8 +41,8 @@ def assert_close_displacements(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_negated_states_give_the_negated_prediction(kind: Kind) -> None:
     known, states = seeded_scale_free(), fan(20, 30)
-    expected = known.predict(kind, states, 0.5, 3)
-    for found, step in zip(known.predict(kind, [-state for state in states], 0.5, 3), expected, strict=True):
+    expected = predict_tensor(known, kind, states, 0.5, 3)
+    for found, step in zip(predict_tensor(known, kind, [-state for state in states], 0.5, 3), expected, strict=True):
         assert torch.equal(found, -step)
         assert not torch.equal(step, states[0])
 
@@ -63,13 +65,13 @@ def test_weights_are_treated_alike_wherever_they_stand() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_network_predicts_theta_0_exactly(kind: Kind) -> None:
     states = fan(4, 5, 6)
-    for prediction in ScaleFreeKnown().predict(kind, states, 0.5, 3):
+    for prediction in predict_tensor(ScaleFreeKnown(), kind, states, 0.5, 3):
         assert torch.equal(prediction, states[0])
 
 
 def test_a_tensor_that_did_not_move_stays() -> None:
     still = [fan(3, 4)[0]] * 5
-    for prediction in seeded_scale_free().predict("fc", still, 0.5, 3):
+    for prediction in predict_tensor(seeded_scale_free(), "fc", still, 0.5, 3):
         assert torch.equal(prediction, still[0])
 
 
@@ -77,7 +79,7 @@ def test_chunks_do_not_show() -> None:
     """A tensor of two and a half chunks whose parts are copies of one another is predicted as copies."""
     part = fan(_CHUNK // 2)
     known = seeded_scale_free()
-    whole = known.predict("fc", [state.repeat(5).reshape(5, -1) for state in part], 0.5, 2)
+    whole = predict_tensor(known, "fc", [state.repeat(5).reshape(5, -1) for state in part], 0.5, 2)
     for prediction in whole:
         assert prediction.shape == (5, _CHUNK // 2)
         for row in prediction[1:]:
@@ -87,12 +89,12 @@ def test_chunks_do_not_show() -> None:
 
 def test_each_recurrence_is_a_prediction_of_its_own() -> None:
     known, states = seeded_scale_free(), fan(6, 7)
-    three = known.predict("fc", states, 0.5, 3)
+    three = predict_tensor(known, "fc", states, 0.5, 3)
     assert not torch.allclose(three[0], three[1], atol=1e-6, rtol=0)
     assert not torch.allclose(three[1], three[2], atol=1e-6, rtol=0)
-    for fewer, prediction in zip(known.predict("fc", states, 0.5, 2), three, strict=False):
+    for fewer, prediction in zip(predict_tensor(known, "fc", states, 0.5, 2), three, strict=False):
         assert torch.equal(fewer, prediction)
-    assert not torch.allclose(known.predict("fc", states, 0.7, 1)[0], three[0], atol=1e-6, rtol=0)
+    assert not torch.allclose(predict_tensor(known, "fc", states, 0.7, 1)[0], three[0], atol=1e-6, rtol=0)
 
 
 def test_kinds_have_networks_of_their_own() -> None:
@@ -109,15 +111,15 @@ def test_the_prediction_is_its_coefficients_times_displacements_and_weight() -> 
     first, size = (states[1] - states[0]).square().mean().sqrt(), states[0].square().mean().sqrt()
     moved = sum(float(c) * (state - states[0]) for c, state in zip(coefficients[:4], states[1:], strict=True))
     expected = states[0] + moved - 0.1 * first / size * states[0]
-    torch.testing.assert_close(known.predict("bias", states, 0.5, 1)[0], expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(predict_tensor(known, "bias", states, 0.5, 1)[0], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_states_of_other_dtypes_are_read_as_float32(dtype: torch.dtype) -> None:
     known, states = seeded_scale_free(), [state.to(dtype) for state in fan(6, 7)]
-    found = known.predict("fc", states, 0.5, 1)[0]
+    found = predict_tensor(known, "fc", states, 0.5, 1)[0]
     assert found.dtype == torch.float32
-    assert torch.equal(found, known.predict("fc", [state.float() for state in states], 0.5, 1)[0])
+    assert torch.equal(found, predict_tensor(known, "fc", [state.float() for state in states], 0.5, 1)[0])
     assert not torch.equal(found, states[0].float())
 
 
@@ -126,7 +128,7 @@ def test_states_of_other_dtypes_are_read_as_float32(dtype: torch.dtype) -> None:
 def test_extreme_weights_give_finite_predictions(shape: tuple[int, ...], scale: float) -> None:
     known = seeded_scale_free(size=0.5)
     states = [scale * state for state in fan(*shape)]
-    for prediction in known.predict("fc", states, 0.5, 4):
+    for prediction in predict_tensor(known, "fc", states, 0.5, 4):
         assert prediction.shape == shape
         assert torch.isfinite(prediction).all()
     if scale == 0:
@@ -137,14 +139,14 @@ def test_a_first_state_that_alone_did_not_move_gives_theta_0() -> None:
     """There is no unit to measure the other displacements in."""
     states = fan(5, 5)
     states[1] = states[0]
-    assert torch.equal(seeded_scale_free().predict("fc", states, 0.5, 1)[0], states[0])
+    assert torch.equal(predict_tensor(seeded_scale_free(), "fc", states, 0.5, 1)[0], states[0])
 
 
 def test_a_weight_far_beyond_the_others_stays_finite() -> None:
     states = fan(100)
     for index, state in enumerate(states):
         state[0] = (-1) ** index * 1e6
-    prediction = seeded_scale_free(size=0.5).predict("fc", states, 0.5, 1)[0]
+    prediction = predict_tensor(seeded_scale_free(size=0.5), "fc", states, 0.5, 1)[0]
     assert torch.isfinite(prediction).all()
 
 
@@ -190,8 +192,11 @@ def test_save_and_load_keep_predictions_metadata_and_bytes(tmp_path: Path) -> No
     assert again.metadata == known.metadata
     assert not again.training
     states = fan(5, 6)
+    again.engine = known.engine
     for kind in KINDS:
-        assert torch.equal(again.predict(kind, states, 0.5, 1)[0], known.predict(kind, states, 0.5, 1)[0])
+        assert torch.equal(
+            predict_tensor(again, kind, states, 0.5, 1)[0], predict_tensor(known, kind, states, 0.5, 1)[0]
+        )
     for index in range(8):  # manifests and stage keys hold the file's sha256
         again.save(tmp_path / "again.safetensors")
         same = (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "new" / "k.safetensors").read_bytes()
