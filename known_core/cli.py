@@ -362,6 +362,42 @@ def bench_transfer(
         print(text)
 
 
+@bench_app.command("nowcast")
+def bench_nowcast(
+    model: Annotated[
+        list[str] | None, typer.Option(help="resnet18, gpt2 or gpt2-xl; repeat for several; default: all")
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="repeat for several; default: all that run on the device")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    hypermodel: Annotated[str, typer.Option(help="known-paper or known-v1")] = "known-paper",
+    reference: Annotated[
+        Path | None, typer.Option(help="folder with the authors' KNOWN_*.h5: also time Keras (needs tensorflow, h5py)")
+    ] = None,
+    work: Annotated[Path | None, typer.Option(help="folder to keep the generated states in (20 GB for all)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time every engine on models of 12 M, 124 M and 1.6 B parameters, against this machine's own ceilings."""
+    from known_core.bench.nowcast import MODELS, run_nowcast
+    from known_core.terminal import show_engines
+
+    with _interruptible("interrupted"):
+        rows = run_nowcast(
+            models=model or MODELS,
+            engines=engine,
+            device=device,
+            hypermodel=hypermodel,
+            reference=reference,
+            work=work,
+            on_progress=lambda what: _console.print(what, style="dim"),
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show_engines(rows, Console())
+
+
 def _follow(client: Any, job_id: str, out: Path | None) -> dict[str, Any]:
     """Show a job to its end, then its report; download what was selected."""
     from known_core.terminal import show_events, show_report

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from known_core.checkpoint import Checkpoint, TensorWriter, check_same_tensors
-from known_core.checkpoint.dtypes import TORCH_DTYPES
+from known_core.checkpoint.dtypes import TORCH_DTYPES, all_finite
 from known_core.checkpoint.layout import Layout, same_layout, sharded_layout
 from known_core.checkpoint.reader import INDEX
 from known_core.errors import KnownError
@@ -128,7 +128,8 @@ def nowcast(
     work = _Work(states, known, kinds, layout, outputs, rate)
     total = sum(sizes.values())
     finished = total - sum(sizes[file] for file in left)
-    on_bytes(finished, total)
+    if finished:
+        on_bytes(finished, total)
     try:
         _write_shards(work, left, workers, lambda done: on_bytes(finished + done, total))
     except OSError as error:
@@ -248,7 +249,7 @@ def _write_tile(
 ) -> None:
     for writer, prediction in zip(writers, predictions, strict=True):
         part = prediction if tile.kind is None else prediction.to("cpu", TORCH_DTYPES[dtype])
-        if tile.kind is not None and not torch.isfinite(part).all():
+        if tile.kind is not None and not all_finite(part):
             raise KnownError(
                 "nonfinite_weights",
                 f"the prediction of {tile.name!r} is not finite in {part.dtype}",

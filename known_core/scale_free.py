@@ -37,13 +37,8 @@ def statistics(displacements: Tensor, theta: Tensor, rate: float, step: int) -> 
         displacements and of the first with Θ_0, log of n, log2 of 1/r and of the multiple; then the root mean squares
         of the first displacement and of Θ_0, the units of the inputs.
     """
-    return _from_products(_products(displacements, theta), theta.numel(), rate, step)
-
-
-def _products(displacements: Tensor, theta: Tensor) -> Tensor:
-    """The scalar products between the displacements and Θ_0, (S, S) float64 on the CPU."""
     rows = torch.cat([displacements, theta[None]]).double()
-    return (rows @ rows.T).cpu()
+    return _from_products(rows @ rows.T, theta.numel(), rate, step)
 
 
 def _from_products(products: Tensor, count: int, rate: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +97,7 @@ class ScaleFreeKnown(KindNetworks):
         """:func:`statistics`, of each step: (steps, STATISTICS + 2), the last two the units of the inputs."""
         products, count = torch.zeros(STATES, STATES, dtype=torch.float64), 0
         for tile in tiles:
-            products += _products(tile[1:] - tile[0], tile[0])
+            products += self.engine.products(tile.to(self.engine.device))
             count += tile.shape[1]
         found = [_from_products(products, count, rate, step) for step in range(1, steps + 1)]
         return torch.stack([torch.cat([features, unit[None], size[None]]) for features, unit, size in found])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -99,3 +100,29 @@ def show_report(report: dict[str, Any], console: Console) -> None:
     console.print("* delivered. " + report["conclusion"], soft_wrap=True)
     for note in report["notes"]:
         console.print(f"- {note}", style="dim", soft_wrap=True)
+
+
+def show_engines(rows: list[dict[str, Any]], console: Console) -> None:
+    """What `known bench nowcast` measured."""
+    table = Table(title="One prediction of every weight, from files to files", box=box.SIMPLE)
+    for column in ("model", "weights", "engine", "ns/weight", "x eager", "of matmul", "GB/s", "peak MiB"):
+        table.add_column(column, justify="left" if column in ("model", "engine") else "right", no_wrap=True)
+    for row in rows:
+        ratio, memory = row["ratio_to_eager"], row["peak_rss_bytes"]
+        table.add_row(
+            row["model"],
+            f"{row['parameters'] / 1e6:,.1f} M",
+            row["engine"],
+            f"{1e9 * row['seconds_per_parameter']:.3g}",
+            "–" if ratio is None else f"{ratio:.2f}",
+            f"{row['fraction_of_matmul_ceiling']:.0%}",
+            f"{row['bytes_per_second'] / 1e9:.2f}",
+            "–" if memory is None else f"{memory / (1 << 20):,.0f}",
+        )
+    console.print(table)
+    first = rows[0]
+    console.print(
+        f"{first['hypermodel']} on {first['device']}. Ceilings: float32 matrix product "
+        f"{first['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, copy {first['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
+        soft_wrap=True,
+    )

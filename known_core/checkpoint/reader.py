@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from known_core.checkpoint.dtypes import TORCH_DTYPES
+from known_core.checkpoint.dtypes import TORCH_DTYPES, all_finite
 from known_core.checkpoint.header import Header, TensorInfo, read_header
 from known_core.checkpoint.source import FileSource, FolderSource, RangeSource, RemoteSource, Source
 from known_core.errors import KnownError
@@ -170,7 +170,7 @@ class Checkpoint:
             KnownError: ``nonfinite_weights`` when what is read holds a NaN or an infinity.
         """
         part = self.read_part(name, begin, self.tensors[name].numel if end is None else end)
-        if not torch.isfinite(part.float() if part.itemsize == 1 else part).all():  # float8 has no isfinite
+        if not all_finite(part):
             raise KnownError(
                 "nonfinite_weights",
                 f"{name!r} in {self.name} holds NaN or infinite values",

@@ -31,6 +31,16 @@ class Engine(Protocol):
             (steps, n) float32: Θ_-1, Θ_-2, ….
         """
 
+    def products(self, states: Tensor) -> Tensor:
+        """Between the displacements Φ_s - Θ_0, most data first, and Θ_0 itself.
+
+        Args:
+            states: (5, n) float32, Θ_0 first.
+
+        Returns:
+            (5, 5) float64 on the CPU: their scalar products, Θ_0 the last row and column.
+        """
+
     def fan(self, network: nn.Module, states: Tensor, features: Tensor, unit: float, size: float) -> Tensor:
         """The scale-free design (:class:`known_core.scale_free.CoefficientNetwork`).
 

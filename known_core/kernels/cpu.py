@@ -10,7 +10,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from known_core.hypermodel import KnownNetwork
+from known_core.hypermodel import STATES, KnownNetwork
 from known_core.kernels.packing import pack_chain, pack_fan
 from known_core.scale_free import CoefficientNetwork
 
@@ -25,11 +25,13 @@ class _Extension(Protocol):
     """known.cpp, compiled: addresses of float32, the distance between rows in floats."""
 
     ROWS: int
+    products: _Function
     chain: _Function
     fan: _Function
 
 
 _SHARE = 8_192  # weights a thread takes at least: 0.3 ms
+_PRODUCTS_SHARE = 1 << 16  # weights summed together, however many threads there are
 
 
 class Cpu:
@@ -48,6 +50,20 @@ class Cpu:
     def chain(self, network: nn.Module, states: Tensor, steps: int) -> Tensor:
         assert isinstance(network, KnownNetwork)
         return _shared(_compiled().chain, pack_chain(network, _compiled().ROWS), states, steps)
+
+    def products(self, states: Tensor) -> Tensor:
+        states = states.contiguous()
+        begins = range(0, states.shape[1], _PRODUCTS_SHARE)
+        sums = torch.empty(len(begins), STATES, STATES, dtype=torch.float64)
+
+        def run(index: int) -> None:
+            begin = begins[index]
+            count = min(_PRODUCTS_SHARE, states.shape[1] - begin)
+            at = states.data_ptr() + 4 * begin
+            _compiled().products(0, at, sums[index].data_ptr(), states.shape[1], count, 0)
+
+        list(_pool(torch.get_num_threads()).map(run, range(len(begins))))
+        return sums.sum(0)
 
     def fan(self, network: nn.Module, states: Tensor, features: Tensor, unit: float, size: float) -> Tensor:
         assert isinstance(network, CoefficientNetwork)

@@ -26,6 +26,11 @@ class Eager:
         return predictions
 
     @torch.inference_mode()
+    def products(self, states: Tensor) -> Tensor:
+        rows = torch.cat([states[1:] - states[0], states[:1]]).double()
+        return (rows @ rows.T).cpu()
+
+    @torch.inference_mode()
     def fan(self, network: nn.Module, states: Tensor, features: Tensor, unit: float, size: float) -> Tensor:
         predictions = states.new_empty(len(features), states.shape[1])
         features = features.to(states)

@@ -25,6 +25,7 @@ constexpr int VECTORS = 3;
 constexpr int BLOCK = LANES * VECTORS;  // weights
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
+typedef double wide __attribute__((vector_size(LANES * sizeof(double))));
 typedef int32_t ivec __attribute__((vector_size(LANES * sizeof(int32_t))));
 
 constexpr int STATES = 5;
@@ -182,6 +183,29 @@ void each_block(const float *states, float *predictions, int64_t stride, int64_t
     }
 }
 
+// sums: (STATES, STATES), the scalar products between the displacements from states[0], and states[0] itself as the last.
+void sum_products(const float *states, double *sums, int64_t stride, int64_t count) {
+    wide total[STATES][STATES] = {};
+    for (int64_t begin = 0; begin < count; begin += LANES) {
+        vec row[STATES] = {};
+        const int64_t width = count - begin < LANES ? count - begin : LANES;
+        for (int s = 0; s < STATES; s++) memcpy(&row[s], states + s * stride + begin, sizeof(float) * width);
+        wide values[STATES];
+        for (int s = 1; s < STATES; s++) values[s - 1] = __builtin_convertvector(row[s] - row[0], wide);
+        values[STATES - 1] = __builtin_convertvector(row[0], wide);
+#pragma GCC unroll 8
+        for (int i = 0; i < STATES; i++)
+#pragma GCC unroll 8
+            for (int j = 0; j <= i; j++) total[i][j] += values[i] * values[j];
+    }
+    for (int i = 0; i < STATES; i++)
+        for (int j = 0; j <= i; j++) {
+            double sum = 0;
+            for (int lane = 0; lane < LANES; lane++) sum += total[i][j][lane];
+            sums[i * STATES + j] = sums[j * STATES + i] = sum;
+        }
+}
+
 struct Call {
     const float *parameters, *states;
     float *predictions;
@@ -221,9 +245,19 @@ PyObject *fan(PyObject *, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+PyObject *products(PyObject *, PyObject *arguments) {
+    Call call;
+    if (!call.parse(arguments)) return nullptr;
+    Py_BEGIN_ALLOW_THREADS;
+    sum_products(call.states, (double *)call.predictions, call.stride, call.count);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 #define ARGUMENTS "(parameters, states, predictions, stride, count, steps): addresses of float32, strides in floats"
 PyMethodDef METHODS[] = {
     {"chain", chain, METH_VARARGS, "chain" ARGUMENTS},
+    {"products", products, METH_VARARGS, "products" ARGUMENTS "; predictions takes (5, 5) float64"},
     {"fan", fan, METH_VARARGS, "fan" ARGUMENTS},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from known_core.hypermodel import KnownNetwork
+from known_core.kernels.eager import Eager
 from known_core.kernels.packing import FoldedStream, fold, pack_fan
 from known_core.scale_free import CoefficientNetwork
 
@@ -47,6 +48,9 @@ class Triton:
                 parameters, history[row + 1 :], history[row], count, history.stride(0), BLOCK=_BLOCK, num_warps=8
             )
         return history[:steps].flip(0)
+
+    def products(self, states: Tensor) -> Tensor:
+        return Eager(self.device).products(states)  # one product of the libraries' own
 
     @torch.inference_mode()
     def fan(self, network: nn.Module, states: Tensor, features: Tensor, unit: float, size: float) -> Tensor:
