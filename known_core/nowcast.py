@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from known_core.checkpoint import Checkpoint, TensorWriter, check_same_tensors
-from known_core.checkpoint.dtypes import TORCH_DTYPES, all_finite
+from known_core.checkpoint.dtypes import TORCH_DTYPES, all_finite, convert
 from known_core.checkpoint.layout import Layout, same_layout, sharded_layout
 from known_core.checkpoint.reader import INDEX
 from known_core.errors import KnownError
@@ -206,7 +206,7 @@ class _Work:
             return self.states[0].read_finite(tile.name, tile.begin, tile.end)
         window = torch.empty(len(self.states), tile.end - tile.begin)
         for row, state in zip(window, self.states, strict=True):
-            row.copy_(state.read_finite(tile.name, tile.begin, tile.end))
+            convert(state.read_finite(tile.name, tile.begin, tile.end), row)
         return window
 
     def write_shard(self, file: str, on_bytes: Callable[[int], None]) -> None:
@@ -248,7 +248,9 @@ def _write_tile(
     writers: Sequence[TensorWriter], stored: str, tile: _Tile, predictions: Sequence[Tensor], dtype: str
 ) -> None:
     for writer, prediction in zip(writers, predictions, strict=True):
-        part = prediction if tile.kind is None else prediction.to("cpu", TORCH_DTYPES[dtype])
+        part = prediction
+        if tile.kind is not None:
+            part = convert(prediction.cpu(), torch.empty(len(prediction), dtype=TORCH_DTYPES[dtype]))
         if tile.kind is not None and not all_finite(part):
             raise KnownError(
                 "nonfinite_weights",
