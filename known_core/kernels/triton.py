@@ -5,7 +5,6 @@ float32's accuracy. Biases are the weights of an input that is always one, so th
 """
 
 import os
-from typing import Any
 
 import torch
 import triton
@@ -97,12 +96,12 @@ def _wide(matrix: Tensor, outputs: int) -> Tensor:
 
 
 @triton.jit
-def _matrix(pointer: Any, rows: tl.constexpr, columns: tl.constexpr) -> Any:
+def _matrix(pointer, rows: tl.constexpr, columns: tl.constexpr):
     return tl.load(pointer + tl.arange(0, rows)[:, None] * columns + tl.arange(0, columns)[None, :])
 
 
 @triton.jit
-def _stream(values: Any, pointer: Any) -> Any:
+def _stream(values, pointer):
     """(BLOCK, 16) inputs, the last one 1, to the stream's share of the head's sum, (BLOCK,)."""
     z = tl.maximum(tl.dot(values, _matrix(pointer, 16, 16), input_precision="tf32x3"), 0.0)
     pointer += 256
@@ -122,7 +121,7 @@ def _stream(values: Any, pointer: Any) -> Any:
 
 
 @triton.jit
-def _chain_step(parameters: Any, states: Any, prediction: Any, count: Any, stride: Any, BLOCK: tl.constexpr) -> None:
+def _chain_step(parameters, states, prediction, count, stride, BLOCK: tl.constexpr):
     """One prediction: ``states`` begins with the newest state, 5 rows; ``prediction`` is the row before them."""
     stream: tl.constexpr = 256 + 3 * 1024 + 2048 + 512 + 32
     weight = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
@@ -154,12 +153,12 @@ def _chain_step(parameters: Any, states: Any, prediction: Any, count: Any, strid
 
 
 @triton.jit
-def _bounded(value: Any, sign: Any) -> Any:
+def _bounded(value, sign):
     return tl.minimum(tl.maximum(value * sign, -4.0), 4.0)
 
 
 @triton.jit
-def _fan(parameters: Any, states: Any, predictions: Any, count: Any, STEPS: tl.constexpr, BLOCK: tl.constexpr) -> None:
+def _fan(parameters, states, predictions, count, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """All steps of the scale-free design; parameters as :func:`~known_core.kernels.packing.pack_fan` lays them."""
     weight = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     inside = weight < count
