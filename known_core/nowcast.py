@@ -2,11 +2,6 @@
 
 Nothing is ever in memory as a whole: the states are read in tiles of :data:`TILE` weights, predicted, and written into
 space reserved in the outputs, while the next tiles are read. What a run takes in memory does not depend on the model.
-
-Threads read and write; whatever computes does so in the main thread. An OpenMP team in a second thread makes libgomp
-stop spinning, and every operation of the main thread then waits for a wake-up: eager predictions took three times as
-long
-(docs/experiments.md).
 """
 
 import errno
@@ -25,7 +20,7 @@ import torch
 from torch import Tensor
 
 from known_core.checkpoint import Checkpoint, TensorWriter, check_same_tensors
-from known_core.checkpoint.dtypes import all_finite
+from known_core.checkpoint.dtypes import TORCH_DTYPES, all_finite, convert
 from known_core.checkpoint.layout import Layout, same_layout, sharded_layout
 from known_core.checkpoint.reader import INDEX
 from known_core.errors import KnownError
@@ -205,17 +200,13 @@ class _Work:
         for begin in range(0, max(count, 1), TILE):
             yield _Tile(name, self.kinds.get(name), begin, min(begin + TILE, count), count <= TILE)
 
-    def read(self, tile: _Tile) -> list[Tensor]:
-        """The tile in every state, or in Θ_0 alone where it is carried over; as stored, (n,) each."""
-        states = self.states if tile.kind is not None else self.states[:1]
-        return [state.read_part(tile.name, tile.begin, tile.end) for state in states]
-
-    def window(self, tile: _Tile, parts: Sequence[Tensor]) -> Tensor:
-        """(S, n) float32, of what was read; checked."""
-        window = torch.empty(len(parts), tile.end - tile.begin)
-        for row, part, state in zip(window, parts, self.states, strict=True):
-            state.check_part(tile.name, part)
-            row.copy_(part)
+    def read(self, tile: _Tile) -> Tensor:
+        """(S, n) float32 of a tensor that is predicted, (n,) in its own dtype of one that is carried over."""
+        if tile.kind is None:
+            return self.states[0].read_finite(tile.name, tile.begin, tile.end)
+        window = torch.empty(len(self.states), tile.end - tile.begin)
+        for row, state in zip(window, self.states, strict=True):
+            convert(state.read_finite(tile.name, tile.begin, tile.end), row)
         return window
 
     def write_shard(self, file: str, on_bytes: Callable[[int], None]) -> None:
@@ -230,20 +221,16 @@ class _Work:
             tiles = [(stored, tile) for stored in header.tensors for tile in self.tiles(first.logical_name(stored))]
             whole: Tensor | None = None
             read = ahead(pool, (partial(self.read, tile) for _, tile in tiles), _AHEAD)
-            for (stored, tile), parts in zip(tiles, read, strict=True):
-                theta = parts[0]
+            for (stored, tile), values in zip(tiles, read, strict=True):
                 if tile.kind is None:
-                    first.check_part(tile.name, theta)
-                    predictions = [theta] * len(writers)
+                    predictions: Sequence[Tensor] = [values] * len(writers)
                 else:
-                    window = self.window(tile, parts)
                     if tile.begin == 0:
-                        tensor = [window] if tile.whole else _Again(self, tile.name, pool)
-                        whole = self.known.survey(tile.kind, tensor, self.rate, len(writers))
-                    steps = self.known.predict(tile.kind, window, whole, self.rate, len(writers)).cpu()
-                    predictions = [_finite(tile.name, step.to(theta.dtype)) for step in steps]
-                behind(partial(_write_parts, writers, stored, tile.begin, predictions))
-                done += theta.nbytes
+                        again = [values] if tile.whole else _Again(self, tile.name, pool)
+                        whole = self.known.survey(tile.kind, again, self.rate, len(writers))
+                    predictions = self.known.predict(tile.kind, values, whole, self.rate, len(writers)).unbind()
+                behind(partial(_write_tile, writers, stored, tile, predictions, first.tensors[tile.name].dtype))
+                done += (tile.end - tile.begin) * first.tensors[tile.name].itemsize
                 on_bytes(done)
 
 
@@ -254,24 +241,23 @@ class _Again:
         self._work, self._name, self._pool = work, name, pool
 
     def __iter__(self) -> Iterator[Tensor]:
-        tiles = list(self._work.tiles(self._name))
-        read = ahead(self._pool, (partial(self._work.read, tile) for tile in tiles), _AHEAD)
-        return (self._work.window(tile, parts) for tile, parts in zip(tiles, read, strict=True))
+        return ahead(self._pool, (partial(self._work.read, tile) for tile in self._work.tiles(self._name)), _AHEAD)
 
 
-def _finite(name: str, prediction: Tensor) -> Tensor:
-    if not all_finite(prediction):
-        raise KnownError(
-            "nonfinite_weights",
-            f"the prediction of {name!r} is not finite in {prediction.dtype}",
-            "The states are finite, so the hyper-model is at fault: use another one, or fewer recurrences.",
-        )
-    return prediction
-
-
-def _write_parts(writers: Sequence[TensorWriter], stored: str, begin: int, parts: Sequence[Tensor]) -> None:
-    for writer, part in zip(writers, parts, strict=True):
-        writer.write_part(stored, begin, part)
+def _write_tile(
+    writers: Sequence[TensorWriter], stored: str, tile: _Tile, predictions: Sequence[Tensor], dtype: str
+) -> None:
+    for writer, prediction in zip(writers, predictions, strict=True):
+        part = prediction
+        if tile.kind is not None:
+            part = convert(prediction.cpu(), torch.empty(len(prediction), dtype=TORCH_DTYPES[dtype]))
+        if tile.kind is not None and not all_finite(part):
+            raise KnownError(
+                "nonfinite_weights",
+                f"the prediction of {tile.name!r} is not finite in {part.dtype}",
+                "The states are finite, so the hyper-model is at fault: use another one, or fewer recurrences.",
+            )
+        writer.write_part(stored, tile.begin, part)
 
 
 def _write_shards(work: _Work, files: Sequence[str], workers: int, on_bytes: Callable[[int], None]) -> None:

@@ -170,17 +170,13 @@ class Checkpoint:
             KnownError: ``nonfinite_weights`` when what is read holds a NaN or an infinity.
         """
         part = self.read_part(name, begin, self.tensors[name].numel if end is None else end)
-        self.check_part(name, part)
-        return part
-
-    def check_part(self, name: str, part: Tensor) -> None:
-        """Raises: KnownError ``nonfinite_weights`` when what was read of a tensor holds a NaN or an infinity."""
         if not all_finite(part):
             raise KnownError(
                 "nonfinite_weights",
                 f"{name!r} in {self.name} holds NaN or infinite values",
                 "Start from a checkpoint whose training did not diverge.",
             )
+        return part
 
     def sha256(self, file: str) -> str:
         """Hex sha256 of one of its files."""

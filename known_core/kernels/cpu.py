@@ -6,6 +6,7 @@ import importlib
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Cpu:
 
     def chain(self, network: nn.Module, states: Tensor, steps: int) -> Tensor:
         assert isinstance(network, KnownNetwork)
-        return _shared(_compiled().chain, pack_chain(network, _compiled().ROWS), states, steps)
+        return _shared(_compiled().chain, _packed(network), states, steps)
 
     def products(self, states: Tensor) -> Tensor:
         states = states.contiguous()
@@ -77,6 +78,20 @@ def _compiled() -> _Extension:
     if level == "_generic" and platform.machine() in ("x86_64", "AMD64"):
         raise ImportError("this processor has no AVX2")
     return cast(_Extension, importlib.import_module(f"known_core.kernels.{level}"))
+
+
+_packed_networks: WeakKeyDictionary[KnownNetwork, tuple[list[tuple[int, int]], Tensor]] = WeakKeyDictionary()
+
+
+def _packed(network: KnownNetwork) -> Tensor:
+    """The network's parameters as known.cpp reads them; packed again only when they changed.
+
+    Packing a tile at a time would cost 8 ms of a core each: OpenMP's threads spin after its small products.
+    """
+    version = [(parameter.data_ptr(), parameter._version) for parameter in network.parameters()]
+    if network not in _packed_networks or _packed_networks[network][0] != version:
+        _packed_networks[network] = version, pack_chain(network, _compiled().ROWS)
+    return _packed_networks[network][1]
 
 
 @functools.cache
