@@ -127,9 +127,13 @@ class RemoteSource:
                 below = root.rstrip("/") + "/"
                 self._paths = {path.removeprefix(below): path for path in sorted(self._fs.find(root))}
         except ImportError as error:
-            raise KnownError("extra_missing", f"{url} needs another package: {error}", "Install it.") from error
+            raise KnownError(
+                "extra_missing", f"{url} needs another package: {error}", "Install what it names with pip."
+            ) from error
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
+        if not self._paths:
+            raise KnownError("weights_missing", f"there is no checkpoint at {url}", "Check the address.")
 
     def names(self) -> list[str]:
         return list(self._paths)
