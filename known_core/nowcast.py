@@ -1,41 +1,22 @@
-"""From a window of five states to the predicted states, tile by tile (paper, sections 3.2 and 4).
-
-Nothing is ever in memory as a whole: the states are read in tiles of :data:`TILE` weights, predicted, and written into
-space reserved in the outputs, while the next tiles are read. What a run takes in memory does not depend on the model.
-"""
+"""From a window of five states to the predicted states (paper, sections 3.2 and 4): of a tensor, of state dicts in
+memory, and of checkpoints of any size on disk."""
 
 import errno
-import multiprocessing
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from known_core.checkpoint import Checkpoint, TensorWriter, check_same_tensors
-from known_core.checkpoint.dtypes import TORCH_DTYPES, all_finite, convert
+from known_core.checkpoint import Checkpoint, check_same_tensors
 from known_core.checkpoint.layout import Layout, same_layout, sharded_layout
 from known_core.checkpoint.reader import INDEX
 from known_core.errors import KnownError
 from known_core.files import write_json
 from known_core.hypermodel import HyperModel
 from known_core.kinds import DTYPE_NAMES, Kind
-from known_core.processes import die_with_parent
-from known_core.streams import Behind, ahead
-
-TILE = 1 << 20  # weights predicted together
-_AHEAD = 3  # tiles read before they are needed
-_BEHIND = 2  # tiles predicted and not yet written
-_READERS = 2  # threads
-
-Progress = Callable[[int, int], None]
+from known_core.shards import TILE, ShardWork, write_shards
 
 
 def predict_tensor(known: HyperModel, kind: Kind, states: Sequence[Tensor], rate: float, steps: int) -> list[Tensor]:
@@ -88,7 +69,7 @@ def nowcast(
     *,
     max_shard_size: str | None = None,
     workers: int = 1,
-    on_bytes: Progress = lambda done, total: None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
     """Write the predicted checkpoints: ``outputs[0]`` for 1/r times the data, ``outputs[1]`` for 1/r², ….
 
@@ -125,13 +106,13 @@ def nowcast(
     }
     left = [file for file in layout.shards if not all((output / file).is_file() for output in outputs)]
     _check_space(outputs, {file: sizes[file] for file in left})
-    work = _Work(states, known, kinds, layout, outputs, rate)
+    work = ShardWork(states, known, kinds, layout, outputs, rate)
     total = sum(sizes.values())
     finished = total - sum(sizes[file] for file in left)
     if finished:
         on_bytes(finished, total)
     try:
-        _write_shards(work, left, workers, lambda done: on_bytes(finished + done, total))
+        write_shards(work, left, workers, lambda done: on_bytes(finished + done, total))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -171,152 +152,6 @@ def _equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
         torch.equal(*(checkpoint.read_part(tensor, begin, min(begin + TILE, count)) for tensor in (name, other)))
         for begin in range(0, count, TILE)
     )
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """A part of one tensor: the elements from begin to end, whole where that is all of it."""
-
-    name: str
-    kind: Kind | None
-    begin: int
-    end: int
-    whole: bool
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every shard needs; travels to worker processes."""
-
-    states: Sequence[Checkpoint]
-    known: HyperModel
-    kinds: Mapping[str, Kind]
-    layout: Layout
-    outputs: Sequence[Path]
-    rate: float
-
-    def tiles(self, name: str) -> Iterator[_Tile]:
-        count = self.states[0].tensors[name].numel
-        for begin in range(0, max(count, 1), TILE):
-            yield _Tile(name, self.kinds.get(name), begin, min(begin + TILE, count), count <= TILE)
-
-    def read(self, tile: _Tile) -> Tensor:
-        """(S, n) float32 of a tensor that is predicted, (n,) in its own dtype of one that is carried over."""
-        if tile.kind is None:
-            return self.states[0].read_finite(tile.name, tile.begin, tile.end)
-        window = torch.empty(len(self.states), tile.end - tile.begin)
-        for row, state in zip(window, self.states, strict=True):
-            convert(state.read_finite(tile.name, tile.begin, tile.end), row)
-        return window
-
-    def write_shard(self, file: str, on_bytes: Callable[[int], None]) -> None:
-        """One shard of every output, whole or not at all."""
-        header = self.layout.shards[file]
-        first = self.states[0]
-        done = 0
-        with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(_READERS))
-            writers = [stack.enter_context(TensorWriter(output / file, header)) for output in self.outputs]
-            behind = stack.enter_context(Behind(_BEHIND))
-            tiles = [(stored, tile) for stored in header.tensors for tile in self.tiles(first.logical_name(stored))]
-            whole: Tensor | None = None
-            read = ahead(pool, (partial(self.read, tile) for _, tile in tiles), _AHEAD)
-            for (stored, tile), values in zip(tiles, read, strict=True):
-                if tile.kind is None:
-                    predictions: Sequence[Tensor] = [values] * len(writers)
-                else:
-                    if tile.begin == 0:
-                        again = [values] if tile.whole else _Again(self, tile.name, pool)
-                        whole = self.known.survey(tile.kind, again, self.rate, len(writers))
-                    predictions = self.known.predict(tile.kind, values, whole, self.rate, len(writers)).unbind()
-                behind(partial(_write_tile, writers, stored, tile, predictions, first.tensors[tile.name].dtype))
-                done += (tile.end - tile.begin) * first.tensors[tile.name].itemsize
-                on_bytes(done)
-
-
-class _Again:
-    """All tiles of a tensor, read again each time they are gone through."""
-
-    def __init__(self, work: _Work, name: str, pool: Executor) -> None:
-        self._work, self._name, self._pool = work, name, pool
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return ahead(self._pool, (partial(self._work.read, tile) for tile in self._work.tiles(self._name)), _AHEAD)
-
-
-def _write_tile(
-    writers: Sequence[TensorWriter], stored: str, tile: _Tile, predictions: Sequence[Tensor], dtype: str
-) -> None:
-    for writer, prediction in zip(writers, predictions, strict=True):
-        part = prediction
-        if tile.kind is not None:
-            part = convert(prediction.cpu(), torch.empty(len(prediction), dtype=TORCH_DTYPES[dtype]))
-        if tile.kind is not None and not all_finite(part):
-            raise KnownError(
-                "nonfinite_weights",
-                f"the prediction of {tile.name!r} is not finite in {part.dtype}",
-                "The states are finite, so the hyper-model is at fault: use another one, or fewer recurrences.",
-            )
-        writer.write_part(stored, tile.begin, part)
-
-
-def _write_shards(work: _Work, files: Sequence[str], workers: int, on_bytes: Callable[[int], None]) -> None:
-    """Write shards here or in worker processes; ``on_bytes`` takes the bytes of Θ_0 done since the start."""
-    if workers == 1 or len(files) < 2:
-        before = 0
-        for file in files:
-            seen = 0
-
-            def on_tile(done: int) -> None:
-                nonlocal seen
-                seen = done
-                on_bytes(before + done)  # noqa: B023 (called in this turn only)
-
-            work.write_shard(file, on_tile)
-            before += seen
-        return
-    context = multiprocessing.get_context("spawn")
-    counter, ranks = context.Value("Q", 0), context.Value("i", 0)
-    threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(
-        min(workers, len(files)), context, initializer=_start_worker, initargs=(work, counter, ranks, threads)
-    ) as pool:
-        left = {pool.submit(_write_shard_here, file) for file in files}
-        try:
-            while left:
-                done, left = wait(left, timeout=0.2)
-                on_bytes(counter.value)
-                for future in done:
-                    future.result()
-        except BaseException:
-            for process in list(pool._processes.values()):
-                process.terminate()  # what they have under way is written again
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_here: tuple[_Work, Any]  # of a worker process: the work, and the counter of bytes done
-
-
-def _start_worker(work: _Work, counter: Any, ranks: Any, threads: int) -> None:
-    global _here
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    torch.set_num_threads(threads)
-    _here = work, counter
-
-
-def _write_shard_here(file: str) -> None:
-    work, counter = _here
-    seen = 0
-
-    def on_tile(done: int) -> None:
-        nonlocal seen
-        with counter.get_lock():
-            counter.value += done - seen
-        seen = done
-
-    work.write_shard(file, on_tile)
 
 
 def _check_space(outputs: Sequence[Path], sizes: Mapping[str, int]) -> None:

@@ -86,4 +86,4 @@ def candidate_names(rate: float, recurrences: int) -> list[str]:
 
 def _three_digits(value: float) -> str:
     """At least three significant digits in plain decimals: 2, 1.11, 1.0e4 as 10000."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

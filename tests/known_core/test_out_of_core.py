@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from known_core import nowcast as module
+from known_core import shards
 from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = 6
 
 
-def write_states(folder: Path, width: int = 25, shards: bool = True) -> list[Path]:
+def write_states(folder: Path, width: int = 25, sharded: bool = True) -> list[Path]:
     """Five checkpoints of six matrices and a bias, a shard for each matrix."""
     paths = []
     for seed in range(5):
@@ -45,7 +45,7 @@ def write_states(folder: Path, width: int = 25, shards: bool = True) -> list[Pat
         path.mkdir(parents=True)
         save_file(tensors, path / "model.safetensors")
         paths.append(path)
-    if shards:  # as Θ_0's own files, so that outputs have as many
+    if sharded:  # as Θ_0's own files, so that outputs have as many
         for path in paths:
             nowcast(
                 [Checkpoint(path)] * 2,
@@ -80,8 +80,8 @@ def test_tiles_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
         "shrink": MatchedShrink(hypermodel("known-v1"), 3), "mean": Mean("fan"), "continued": Continued()
     }  # fmt: skip
     known = controls[name] if name in controls else hypermodel(name)
-    monkeypatch.setattr(module, "TILE", 501)
-    paths = write_states(tmp_path, shards=False)[: known.states]
+    monkeypatch.setattr(shards, "TILE", 501)
+    paths = write_states(tmp_path, sharded=False)[: known.states]
     nowcast([Checkpoint(path) for path in paths], known, [tmp_path / "x2", tmp_path / "x4"], 0.5)
     tensors = [load_file(path / "model.safetensors") for path in paths]
     for tensor in tensors[0]:
@@ -271,7 +271,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    states = write_states(tmp_path / "states", width=30_000, shards=False)  # 29 MB each
+    states = write_states(tmp_path / "states", width=30_000, sharded=False)  # 29 MB each
     before = [digests(state) for state in states]
     with small_disk(tmp_path / "disk", "20m") as disk:
         with pytest.raises(KnownError, match=r"86,400,000 bytes are to be written.*\(disk_full\)") as caught:
@@ -355,7 +355,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def test_states_behind_http(tmp_path: Path) -> None:
-    states = write_states(tmp_path / "states", shards=False)
+    states = write_states(tmp_path / "states", sharded=False)
     files = [state / "model.safetensors" for state in states]
     nowcast_files(files, tmp_path / "local")
     with serving(tmp_path / "states") as url:
@@ -371,7 +371,7 @@ def test_a_url_of_an_unknown_kind() -> None:
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
-    paths: Sequence[Path] = write_states(tmp_path, shards=False)
+    paths: Sequence[Path] = write_states(tmp_path, sharded=False)
     checkpoint = Checkpoint(paths[0])
     os.truncate(paths[0] / "model.safetensors", 1_000)
     with pytest.raises(KnownError, match=r"ends at byte 1000.*\(source_unreadable\)"):

@@ -58,6 +58,7 @@ def test_defaults_and_immutability() -> None:
 def test_names_of_candidates() -> None:
     assert candidate_names(0.5, 4) == ["x2", "x4", "x8", "x16"]
     assert candidate_names(0.7, 2) == ["x1.43", "x2.04"]
+    assert candidate_names(0.10000000000000002, 4) == ["x10", "x100", "x1000", "x10000"]
 
 
 @given(st.floats(0.1, 0.95), st.integers(1, 4))
