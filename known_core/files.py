@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file is synced before and its folder after the rename, so a crash leaves either the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{_UNFINISHED}")
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -111,16 +112,21 @@ def resumable_folder(path: Path, key: str) -> Iterator[Path]:
         if other != temporary:
             shutil.rmtree(other, ignore_errors=True)
     temporary.mkdir(exist_ok=True)
-    for unfinished in temporary.rglob(f".*{_UNFINISHED}"):
-        unfinished.unlink()
+    _remove_unfinished(temporary)
     try:
         yield temporary
+        _remove_unfinished(temporary)  # of who helped and comes too late
         temporary.replace(path)
         fsync_directory(path.parent)
     except KnownError as error:
         if not error.retryable:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for unfinished in folder.rglob(f".*{_UNFINISHED}"):
+        unfinished.unlink(missing_ok=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -92,23 +92,14 @@ def nowcast(
     Raises:
         KnownError: ``states_count``, ``states_mismatch``, ``nonfinite_weights``, ``source_unreadable``, ``disk_full``.
     """
-    if len(states) != known.states:
-        raise KnownError("states_count", f"{len(states)} states given", f"Give {known.states}, the most recent first.")
-    check_same_tensors(states, [f"state {index} ({state.name})" for index, state in enumerate(states)])
-    first = states[0]
-    layout = same_layout(first) if max_shard_size is None else sharded_layout(first, max_shard_size)
-    kinds = predicted_kinds(first, known)
+    work = _plan(states, known, outputs, rate, max_shard_size)
     for output in outputs:
         output.mkdir(parents=True, exist_ok=True)
-        _carry_over_files(first, output, layout)
-    sizes = {
-        file: sum(info.end - info.begin for info in header.tensors.values()) for file, header in layout.shards.items()
-    }
-    left = [file for file in layout.shards if not all((output / file).is_file() for output in outputs)]
-    _check_space(outputs, {file: sizes[file] for file in left})
-    work = ShardWork(states, known, kinds, layout, outputs, rate)
-    total = sum(sizes.values())
-    finished = total - sum(sizes[file] for file in left)
+        _carry_over_files(states[0], output, work.layout)
+    left = [file for file in work.layout.shards if not work.is_written(file)]
+    _check_space(outputs[0], len(outputs) * sum(map(work.size, left)))
+    total = sum(map(work.size, work.layout.shards))
+    finished = total - sum(map(work.size, left))
     if finished:
         on_bytes(finished, total)
     try:
@@ -118,9 +109,52 @@ def nowcast(
             raise
         raise _disk_full(outputs[0], "the disk filled up while a shard was written") from error
     counts = {"conv": 0, "fc": 0, "bias": 0, "carried": 0}
-    for name, info in first.tensors.items():
-        counts[kinds.get(name, "carried")] += info.numel
+    for name, info in states[0].tensors.items():
+        counts[work.kinds.get(name, "carried")] += info.numel
     return counts
+
+
+def help_nowcast(
+    states: Sequence[Checkpoint], known: HyperModel, outputs: Sequence[Path], rate: float, *, turn: int, helpers: int
+) -> int:
+    """Write shards of a :func:`nowcast` that another process is at, which may be on another machine.
+
+    That process goes through its shards from the first on. Each helper goes the other way, from a place of its own, and
+    leaves out what is there: nobody waits for anybody, a helper that dies or comes late costs nothing, and the bytes
+    are those of one process.
+
+    Args:
+        states, known, outputs, rate: those of the nowcast.
+        turn: which of the helpers this is, from 0 on.
+        helpers: how many there are.
+
+    Returns:
+        How many shards it wrote.
+    """
+    work = _plan(states, known, outputs, rate, None)
+    files = list(work.layout.shards)
+    begin = len(files) * (helpers - turn) // helpers
+    written = 0
+    for file in files[:begin][::-1] + files[begin:][::-1]:
+        if not all(output.is_dir() for output in outputs):
+            break  # the nowcast has ended
+        if not work.is_written(file):
+            try:
+                work.write(file, lambda count: None)
+            except FileNotFoundError:
+                break  # it ended meanwhile
+            written += 1
+    return written
+
+
+def _plan(
+    states: Sequence[Checkpoint], known: HyperModel, outputs: Sequence[Path], rate: float, max_shard_size: str | None
+) -> ShardWork:
+    if len(states) != known.states:
+        raise KnownError("states_count", f"{len(states)} states given", f"Give {known.states}, the most recent first.")
+    check_same_tensors(states, [f"state {index} ({state.name})" for index, state in enumerate(states)])
+    layout = same_layout(states[0]) if max_shard_size is None else sharded_layout(states[0], max_shard_size)
+    return ShardWork(states, known, predicted_kinds(states[0], known), layout, outputs, rate)
 
 
 def predicted_kinds(checkpoint: Checkpoint, known: HyperModel) -> dict[str, Kind]:
@@ -154,10 +188,10 @@ def _equal(checkpoint: Checkpoint, name: str, other: str) -> bool:
     )
 
 
-def _check_space(outputs: Sequence[Path], sizes: Mapping[str, int]) -> None:
-    needed, free = sum(sizes.values()) * len(outputs), shutil.disk_usage(outputs[0]).free
+def _check_space(output: Path, needed: int) -> None:
+    free = shutil.disk_usage(output).free
     if needed > free:
-        raise _disk_full(outputs[0], f"{needed:,} bytes are to be written and {free:,} are free")
+        raise _disk_full(output, f"{needed:,} bytes are to be written and {free:,} are free")
 
 
 def _disk_full(output: Path, what: str) -> KnownError:

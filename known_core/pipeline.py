@@ -29,13 +29,15 @@ from known_core.forgetting import FAN_AVERAGED, Design, nested_subsets, subset_h
 from known_core.hypermodel import HyperModel
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.manifest import write_manifest
-from known_core.nowcast import nowcast
+from known_core.nowcast import help_nowcast, nowcast
 from known_core.report import build_report, render_markdown
 from known_core.spec import Control, JobSpec, candidate_names
 from known_core.stages import Stages
 from known_core.tasks import TASKS
 from known_core.tasks.base import OpenTask, Scores
 from known_core.training import default_device, fine_tune
+
+_SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
 def inspect(spec: JobSpec) -> dict[str, Any]:
@@ -80,6 +82,35 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
             "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",
             retryable=True,
         ) from error  # fmt: skip
+
+
+def help_run(folder: Path, turn: int, helpers: int) -> int:
+    """Help with the nowcast of a job that another process runs.
+
+    Args:
+        folder: the job's own, on storage that both see under the same path.
+        turn, helpers: see :func:`~known_core.nowcast.help_nowcast`.
+
+    Returns:
+        How many shards were written.
+
+    Raises:
+        KnownError: ``helper_differs`` where this machine has another hyper-model or engine: its bytes would differ.
+    """
+    work = read_json(folder / _SHARED_WORK)
+    path = Path(work["hypermodel"]["path"])
+    known = load_hypermodel(path, default_device())
+    here = {"hypermodel": sha256_file(path), "engine": known.engine.name}
+    there = {"hypermodel": work["hypermodel"]["sha256"], "engine": work["engine"]}
+    if here != there:
+        raise KnownError(
+            "helper_differs",
+            f"the job runs with {there}, this machine has {here}",
+            "Give all workers the same settings.",
+        )
+    states = [Checkpoint(folder / state) for state in work["states"]]
+    outputs = [folder / output for output in work["outputs"]]
+    return help_nowcast(states, known, outputs, work["rate"], turn=turn, helpers=helpers)
 
 
 def _names(spec: JobSpec) -> list[str]:
@@ -226,6 +257,7 @@ class _Run:
 
         def work(out: Path) -> None:
             outputs = [out / name for name in candidate_names(rate, settings.recurrences)]
+            self._call_helpers(trained[design], outputs)
             counts = nowcast(trained[design], self._known, outputs, rate, on_bytes=progress(0))
             for index, name in enumerate(chosen, start=1):
                 control, training = controls[name]
@@ -241,6 +273,23 @@ class _Run:
             "rate": rate,
         }
         return self._stages.run("nowcast", inputs, work, resumes=True)
+
+    def _call_helpers(self, states: list[Checkpoint], outputs: list[Path]) -> None:
+        """Where there are several shards, say that others may write them too (:func:`help_run`)."""
+        shards = len(states[0].headers)
+        if shards < 2:
+            return
+        for output in outputs:
+            output.mkdir(parents=True, exist_ok=True)  # a helper without it takes the nowcast for ended
+        facts = {
+            "states": [state.path.relative_to(self._folder).as_posix() for state in states],
+            "outputs": [output.relative_to(self._folder).as_posix() for output in outputs],
+            "rate": self._spec.forgetting.rate,
+            "hypermodel": {"path": str(self._hypermodel), "sha256": sha256_file(self._hypermodel)},
+            "engine": self._known.engine.name,
+        }
+        write_json(self._folder / _SHARED_WORK, facts)
+        self._reporter.emit({"type": "fan_out", "shards": shards})
 
     def _calibrate(self, task: OpenTask, predicted: Path) -> dict[str, Checkpoint]:
         self._reporter.phase("calibrating")

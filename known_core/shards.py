@@ -71,8 +71,16 @@ class ShardWork:
     outputs: Sequence[Path]
     rate: float
 
+    def is_written(self, file: str) -> bool:
+        """Whether the shard is whole in every output."""
+        return all((output / file).is_file() for output in self.outputs)
+
+    def size(self, file: str) -> int:
+        """Bytes of the shard's tensors in one output."""
+        return sum(info.end - info.begin for info in self.layout.shards[file].tensors.values())
+
     def write(self, file: str, add: Add) -> None:
-        """Write one shard into every output, whole or not at all.
+        """Write one shard into every output, whole or not at all; one that is there already stays.
 
         Args:
             add: takes the bytes of Θ_0 that were done, tile by tile.
@@ -81,6 +89,9 @@ class ShardWork:
             KnownError: ``nonfinite_weights``, ``source_unreadable``.
             OSError: ENOSPC when the disk is full.
         """
+        if self.is_written(file):  # by a helper
+            add(self.size(file))
+            return
         header, theta = self.layout.shards[file], self.states[0]
         tiles = [(stored, tile) for stored in header.tensors for tile in self._tiles(theta.logical_name(stored))]
         with ExitStack() as stack:

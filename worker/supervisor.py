@@ -33,14 +33,20 @@ class Supervisor:
 
     Args:
         stopping: whether this worker is shutting down; the job then goes back to the queue.
+        call_helpers: takes a job's id and how many shards its nowcast has, when it begins.
     """
 
     def __init__(
-        self, repository: JobRepository, settings: WorkerSettings, stopping: Callable[[], bool] = lambda: False
+        self,
+        repository: JobRepository,
+        settings: WorkerSettings,
+        stopping: Callable[[], bool] = lambda: False,
+        call_helpers: Callable[[str, int], None] = lambda job_id, shards: None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._stopping = stopping
+        self._call_helpers = call_helpers
 
     def run(self, job_id: str) -> bool:
         """Run a job, if it is there to be taken.
@@ -53,10 +59,32 @@ class Supervisor:
         if fence is None:
             return False
         try:
-            return _Attempt(job_id, fence, self._repository, self._settings, self._stopping).run()
+            attempt = _Attempt(job_id, fence, self._repository, self._settings, self._stopping, self._call_helpers)
+            return attempt.run()
         except LeaseLost as error:
             _log.warning("%s; the trainer was stopped and nothing more was written", error)
             return False
+
+    def help(self, job_id: str, turn: int, helpers: int) -> None:
+        """Write shards of the nowcast of a job that another worker runs, while it runs.
+
+        It takes no lease and writes nothing to the record: shards are the same bytes whoever writes them, and appear
+        whole.
+        """
+        folder = self._settings.job_folder(job_id)
+        if not folder.is_dir():
+            _log.warning("%s is not here: only workers that share KNOWN_DATA_DIR can help one another", folder)
+            return
+        with (folder / "log.txt").open("ab", buffering=0) as log:
+            command = ["worker.helper", str(folder), str(turn), str(helpers)]
+            process = _start(command, folder, log.fileno())
+            try:
+                while process.poll() is None and not self._stopping():
+                    if self._repository.status(job_id) is not JobStatus.RUNNING:
+                        break
+                    time.sleep(_POLL_S)
+            finally:
+                _stop(process, self._settings.kill_grace_seconds)
 
 
 class _Attempt:
@@ -69,8 +97,10 @@ class _Attempt:
         repository: JobRepository,
         settings: WorkerSettings,
         stopping: Callable[[], bool],
+        call_helpers: Callable[[str, int], None],
     ) -> None:
         self._job_id, self._fence = job_id, fence
+        self._call_helpers = call_helpers
         self._repository, self._settings, self._stopping = repository, settings, stopping
         self._folder = settings.job_folder(job_id)
         self._outcome: dict[str, Any] | None = None
@@ -113,6 +143,8 @@ class _Attempt:
         kind = message["type"]
         if kind in TERMINAL:
             self._outcome = message
+        elif kind == "fan_out":
+            self._call_helpers(self._job_id, message["shards"])
         elif kind == "status":
             self._repository.mark_running(self._job_id, self._fence)
         elif kind == "progress":
@@ -138,27 +170,31 @@ def _start_trainer(folder: Path, log: int) -> "tuple[subprocess.Popen[bytes], in
     """The process, and the descriptor its messages come from."""
     read_end, write_end = os.pipe()
     try:
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.trainer", str(folder), str(write_end)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env={
-                "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
-                **environment,
-                "HOME": str(folder),
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                "TOKENIZERS_PARALLELISM": "false",
-            },
-            pass_fds=(write_end,),
-            start_new_session=True,
-        )
+        return _start(["worker.trainer", str(folder), str(write_end)], folder, log, write_end), read_end
     finally:
         os.close(write_end)
-    return process, read_end
+
+
+def _start(command: list[str], folder: Path, log: int, *descriptors: int) -> "subprocess.Popen[bytes]":
+    """A module of ours in a process of its own, with nothing of this one's environment but what it needs."""
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=folder,
+        env={
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
+            **environment,
+            "HOME": str(folder),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "TOKENIZERS_PARALLELISM": "false",
+        },
+        pass_fds=descriptors,
+        start_new_session=True,
+    )
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:

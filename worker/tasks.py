@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery, signals
 
-from app.jobs.queue import WAKE, make_celery, wake
+from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobRepository, connect
 from known_core.processes import die_with_parent
 from worker.reaper import Reaper
@@ -28,9 +28,24 @@ def look_at(job_id: str) -> None:
     if _stopping.is_set():
         wake(celery, job_id)
         return
-    supervisor = Supervisor(JobRepository(connect(settings.redis_url)), settings, _stopping.is_set)
-    if supervisor.run(job_id):
+    if _supervisor().run(job_id):
         wake(celery, job_id)
+
+
+@celery.task(name=HELP)  # type: ignore[untyped-decorator]
+def help_with(job_id: str, turn: int, helpers: int) -> None:
+    """Write shards of the nowcast of a job that another worker runs, if it still does."""
+    if not _stopping.is_set():
+        _supervisor().help(job_id, turn, helpers)
+
+
+def _supervisor() -> Supervisor:
+    def call(job_id: str, shards: int) -> None:
+        helpers = min(settings.nowcast_helpers, shards - 1)
+        if helpers:
+            call_helpers(celery, job_id, helpers)
+
+    return Supervisor(JobRepository(connect(settings.redis_url)), settings, _stopping.is_set, call)
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]

@@ -1,9 +1,10 @@
 """The wake-up: a Celery message that holds a job's id and nothing else. The record is the truth."""
 
-from celery import Celery
+from celery import Celery, group
 
 QUEUE = "known-jobs"
 WAKE = "known.wake"
+HELP = "known.help"
 
 
 def make_celery(redis_url: str) -> Celery:
@@ -41,3 +42,8 @@ def make_celery(redis_url: str) -> Celery:
 def wake(celery: Celery, job_id: str) -> None:
     """Ask some worker to look at a job. Asking twice does no harm."""
     celery.send_task(WAKE, args=[job_id])
+
+
+def call_helpers(celery: Celery, job_id: str, helpers: int) -> None:
+    """Ask as many workers to write shards of a job's nowcast. None has to: those that come find what is left."""
+    group(celery.signature(HELP, args=[job_id, turn, helpers]) for turn in range(helpers)).apply_async()

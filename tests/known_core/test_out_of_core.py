@@ -231,6 +231,44 @@ def test_an_error_of_the_inputs_leaves_nothing(tmp_path: Path, states: list[Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["states"]
 
 
+_HELPER = """
+import sys
+from pathlib import Path
+from known_core.checkpoint import Checkpoint
+from known_core.hypermodels import hypermodel_path, load_hypermodel
+from known_core.nowcast import help_nowcast
+
+known = load_hypermodel(hypermodel_path(None))
+states = [Checkpoint(Path(path)) for path in sys.argv[3:]]
+print(help_nowcast(states, known, [Path(sys.argv[1]), Path(sys.argv[2])], 0.5, turn=0, helpers=1))
+"""
+
+
+def help_with(outputs: Sequence[Path], states: Sequence[Path]) -> int:
+    """The shards that a helper in another process wrote."""
+    line = [sys.executable, "-c", _HELPER, *map(str, [*outputs, *states])]
+    return int(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout)
+
+
+def test_a_helper_writes_from_the_other_end(tmp_path: Path, states: list[Path]) -> None:
+    known, checkpoints = hypermodel("known-v1"), [Checkpoint(state) for state in states]
+    nowcast(checkpoints, known, [tmp_path / "alone" / name for name in ("x2", "x4")], 0.5)
+    outputs = [tmp_path / "together" / name for name in ("x2", "x4")]
+    written: list[int] = []
+
+    def on_bytes(done: int, total: int) -> None:
+        if done > total // 6 and not written:  # the second shard is under way
+            written.append(help_with(outputs, states))
+
+    nowcast(checkpoints, known, outputs, 0.5, on_bytes=on_bytes)
+    assert written == [LAYERS - 1]
+    assert digests(tmp_path / "together") == digests(tmp_path / "alone")
+    assert not list((tmp_path / "together").rglob(".*"))
+    assert help_with(outputs, states) == 0  # too late: all is there
+    assert help_with([tmp_path / "gone" / "x2", tmp_path / "gone" / "x4"], states) == 0
+    assert not (tmp_path / "gone").exists()
+
+
 def spoil(state: Path) -> None:
     file = sorted(state.glob("*.safetensors"))[4]
     tensors = load_file(file)

@@ -1,0 +1,24 @@
+"""A helper: shards of another worker's nowcast, in a process of its own. ``python -m worker.helper FOLDER TURN OF``."""
+
+import sys
+from pathlib import Path
+
+from known_core.errors import KnownError
+from known_core.processes import die_with_parent
+
+
+def main(folder: Path, turn: int, helpers: int) -> int:
+    """Returns the exit status: 0, or 1 where this machine cannot help; why stands in the job's log."""
+    die_with_parent()
+    from known_core.pipeline import help_run
+
+    try:
+        print(f"helper {turn + 1} of {helpers} wrote {help_run(folder, turn, helpers)} shards", flush=True)
+    except KnownError as error:
+        print(f"helper {turn + 1} of {helpers}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
