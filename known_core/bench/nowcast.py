@@ -26,12 +26,13 @@ from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.checkpoint.dtypes import TORCH_DTYPES
 from known_core.checkpoint.header import Header, TensorInfo
 from known_core.errors import KnownError
-from known_core.hypermodel import STATES, Known, KnownNetwork, Stream
+from known_core.hypermodel import STATES, HyperModel, Known, KnownNetwork, Stream
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.kernels.choice import choose_engine
 from known_core.kinds import Kind
 from known_core.nowcast import nowcast
 from known_core.processes import die_with_parent
+from known_core.shards import TILE
 
 MODELS = ("resnet18", "gpt2", "gpt2-xl")
 _FLOPS = {"known-paper": 14_608, "known-v1": 2 * (16 * 5 + 5 * 16 + 5)}  # a weight and step, multiply and add as two
@@ -66,7 +67,9 @@ def run_nowcast(
         A row for each model and engine: ``model``, ``engine``, ``hypermodel``, ``device``, ``parameters`` (predicted),
         ``seconds_per_parameter``, ``ratio_to_eager`` (how many times as fast), ``flops_per_second`` and
         ``bytes_per_second`` with the ceilings ``matmul_flops_per_second`` and ``copy_bytes_per_second``,
-        ``fraction_of_matmul_ceiling``, ``peak_rss_bytes`` (above what the process had before the run; None for Keras).
+        ``fraction_of_matmul_ceiling``, ``peak_rss_bytes`` (above what the process had before the run), and
+        ``engine_seconds_per_parameter``, of the engine alone on a tile in its device's memory (the last two are None
+        for Keras).
 
     Raises:
         KnownError: ``option_invalid``, ``engine_unavailable``, ``hypermodel_unknown``, ``disk_full``,
@@ -220,11 +223,13 @@ def _measure(sender: Connection, states: Sequence[Path], out: Path, engine: str,
             begun = time.perf_counter()
             counts = nowcast(checkpoints, known, [out], 0.5)
             times.append(time.perf_counter() - begun)
+        engine_s = _engine_seconds(known, known.engine.device)
         predicted = sum(count for kind, count in counts.items() if kind != "carried")
         moved = sum(info.end - info.begin for info in checkpoints[0].tensors.values()) * (STATES + 1)
         sender.send({
             "parameters": predicted,
             "seconds_per_parameter": min(times) / predicted,
+            "engine_seconds_per_parameter": engine_s,
             "bytes_per_second": moved / min(times),
             "peak_rss_bytes": _memory("VmHWM") - before,
         })  # fmt: skip
@@ -232,6 +237,14 @@ def _measure(sender: Connection, states: Sequence[Path], out: Path, engine: str,
         sender.send(error)
     finally:
         shutil.rmtree(out, ignore_errors=True)
+
+
+def _engine_seconds(known: HyperModel, engine_device: torch.device) -> float:
+    """Seconds a weight of one prediction, on a tile that lies in the engine's device."""
+    theta = 0.05 * torch.randn(TILE, device=engine_device)
+    states = theta + 0.002 * torch.randn(STATES, TILE, device=engine_device)
+    whole = known.survey("fc", [states], 0.5, 1)
+    return _best_time(lambda: known.predict("fc", states, whole, 0.5, 1), engine_device.type) / TILE
 
 
 def _memory(field: str) -> int:
@@ -265,6 +278,7 @@ def _measured_keras(reference: Path, parameters: int) -> dict[str, Any]:
     return {
         "parameters": parameters,
         "seconds_per_parameter": best / parameters,
+        "engine_seconds_per_parameter": None,
         "bytes_per_second": 4 * (STATES + 1) * parameters / best,
         "peak_rss_bytes": None,
     }

@@ -27,6 +27,7 @@ def test_a_row_says_what_a_run_took(work: Path) -> None:
     assert row["parameters"] == 11_166_912 + 512_000 + 1_000  # kernels, the last layer, its bias
     assert row["flops_per_second"] == pytest.approx(14_608 / row["seconds_per_parameter"])
     assert row["fraction_of_matmul_ceiling"] == pytest.approx(row["flops_per_second"] / row["matmul_flops_per_second"])
+    assert 0 < row["engine_seconds_per_parameter"] < 2 * row["seconds_per_parameter"]  # alone, but on a noisy machine
     assert row["ratio_to_eager"] is None  # eager was not asked for
     assert 0 < row["bytes_per_second"] < row["copy_bytes_per_second"]
     assert 10 << 20 < row["peak_rss_bytes"] < 1 << 30
