@@ -22,6 +22,7 @@ _DTYPE_BITS = {
 }  # fmt: skip
 _NAME = re.compile(r"[^\x00-\x1f/\\\ud800-\udfff]{1,512}\Z")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a pair: JSON can escape it, UTF-8 cannot hold it
+_OTHER_FORMATS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip, and pickle's protocols
 _REMEDY = "Save the checkpoint again with safetensors and compare the sha256 before and after the transfer."
 
 
@@ -65,7 +66,8 @@ def read_header(stream: BinaryIO, size: int, label: str) -> Header:
         KnownError: one code for each way a file can lie; see docs/errors.md.
     """
     prefix = stream.read(8)
-    if prefix[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    length = int.from_bytes(prefix, "little")
+    if prefix[:2] in _OTHER_FORMATS and length > size - 8:  # a header of 640 bytes begins with 80 02 too
         raise KnownError(
             "unsafe_format",
             f"{label} is a pickle or an archive, not safetensors",
@@ -73,7 +75,6 @@ def read_header(stream: BinaryIO, size: int, label: str) -> Header:
         )
     if len(prefix) < 8:
         raise _bad("header_too_small", f"{label} has {size} bytes; a safetensors file starts with 8 bytes of length")
-    length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise _bad("header_too_large", f"{label} claims a header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
     body = stream.read(length)

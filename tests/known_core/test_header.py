@@ -262,3 +262,9 @@ def test_tensor_bytes_are_read_back_from_the_offsets(tmp_path: Path) -> None:
     raw = (tmp_path / "m.safetensors").read_bytes()[info.begin : info.end]
     assert torch.equal(torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(7, 3), values)
     assert info.numel == 21
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408, 19_280])  # little-endian: 80 02, 80 03, 80 04, 80 05, "PK"
+def test_a_header_whose_length_looks_like_another_format_is_read(length: int) -> None:
+    body = json.dumps({"a": tensor()}).ljust(length)
+    assert check(framed(body, b"0000")).tensors["a"].shape == (1,)
