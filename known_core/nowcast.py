@@ -92,7 +92,7 @@ def nowcast(
     Raises:
         KnownError: ``states_count``, ``states_mismatch``, ``nonfinite_weights``, ``source_unreadable``, ``disk_full``.
     """
-    work = _plan(states, known, outputs, rate, max_shard_size)
+    work = plan_shards(states, known, outputs, rate, max_shard_size)
     for output in outputs:
         output.mkdir(parents=True, exist_ok=True)
         _carry_over_files(states[0], output, work.layout)
@@ -131,7 +131,7 @@ def help_nowcast(
     Returns:
         How many shards it wrote.
     """
-    work = _plan(states, known, outputs, rate, None)
+    work = plan_shards(states, known, outputs, rate, None)
     files = list(work.layout.shards)
     begin = len(files) * (helpers - turn) // helpers
     written = 0
@@ -147,9 +147,14 @@ def help_nowcast(
     return written
 
 
-def _plan(
+def plan_shards(
     states: Sequence[Checkpoint], known: HyperModel, outputs: Sequence[Path], rate: float, max_shard_size: str | None
 ) -> ShardWork:
+    """What a :func:`nowcast` has to do, its inputs checked by their headers.
+
+    Raises:
+        KnownError: ``states_count``, ``states_mismatch``, ``option_invalid``.
+    """
     if len(states) != known.states:
         raise KnownError("states_count", f"{len(states)} states given", f"Give {known.states}, the most recent first.")
     check_same_tensors(states, [f"state {index} ({state.name})" for index, state in enumerate(states)])

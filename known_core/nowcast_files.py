@@ -11,7 +11,7 @@ from known_core.errors import KnownError
 from known_core.files import canonical_json, resumable_folder, sha256_bytes, sha256_file
 from known_core.hypermodels import hypermodel_path, load_hypermodel, shipped_hypermodels
 from known_core.manifest import write_manifest
-from known_core.nowcast import nowcast
+from known_core.nowcast import nowcast, plan_shards
 from known_core.spec import candidate_names
 from known_core.training import default_device
 
@@ -56,6 +56,7 @@ def nowcast_files(
     known = load_hypermodel(path, default_device())
     checkpoints = [Checkpoint(state) for state in states]
     names = candidate_names(rate, recurrences)
+    plan_shards(checkpoints, known, [], rate, max_shard_size)  # what is wrong is said before hashing takes its time
     facts = {
         "inputs_sha256": _hashes(checkpoints, on_bytes),
         "outputs": names,
@@ -85,6 +86,7 @@ def _hashes(checkpoints: Sequence[Checkpoint], on_bytes: Callable[[str, int, int
     total = sum(checkpoint.source.size(file) for checkpoint, file in files)
     hashes: list[dict[str, str]] = [{} for _ in checkpoints]
     done = 0
+    on_bytes("hashing", done, total)
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda pair: pair[0].sha256(pair[1]), files)
         owners = [index for index, checkpoint in enumerate(checkpoints) for _ in checkpoint.headers]

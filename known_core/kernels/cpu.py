@@ -53,7 +53,7 @@ class Cpu:
         return _shared(_compiled().chain, _packed(network), states, steps)
 
     def products(self, states: Tensor) -> Tensor:
-        states = states.contiguous()
+        states = states.float().contiguous()
         begins = range(0, states.shape[1], _PRODUCTS_SHARE)
         sums = torch.empty(len(begins), STATES, STATES, dtype=torch.float64)
 
@@ -101,7 +101,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _shared(function: _Function, parameters: Tensor, states: Tensor, steps: int) -> Tensor:
     """Run a compiled function over all weights, a share to each of torch's threads."""
-    states = states.contiguous()
+    states = states.float().contiguous()
     count, threads = states.shape[1], torch.get_num_threads()
     predictions = torch.empty(steps, count)
     share = max(_SHARE, -(-count // threads))

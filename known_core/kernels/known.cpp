@@ -1,9 +1,10 @@
 // The hyper-models for the CPU: each weight's states in, its predictions out, in one pass.
 //
-// chain is KNOWN (known_core/hypermodel.py), fan the scale-free design (known_core/scale_free.py). A block of weights stays in registers and L1 from the first layer to the tanh, so nothing but states and predictions
-// is moved, and the products run at the speed of a matrix multiplication. Vectors are GCC's and Clang's own extension,
-// so there is one source for every instruction set: setup.py compiles it for several, cpu.py takes the best.
-// The order of the parameters is described in packing.py.
+// chain is KNOWN (known_core/hypermodel.py), fan the scale-free design (known_core/scale_free.py). A block of weights
+// stays in registers and L1 from the first layer to the last, so nothing but states and predictions is moved, and the
+// products run at the speed of a matrix multiplication. Vectors are GCC's and Clang's own extension, so there is one
+// source for every instruction set: setup.py compiles it for several, cpu.py takes the best. The order of the parameters
+// is described in packing.py.
 
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
