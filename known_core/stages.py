@@ -20,8 +20,8 @@ class Stages:
         root: the folder that holds the outputs.
         shared: processes work in the folder side by side: of those that want the same stage at the same time the first
             runs it and the others wait, for as long as it lives. A job's folder is not shared: its owner holds a lease
-            that can be taken from it, so the next owner must not wait for a frozen one, which
-            finds its temporary folder gone and fails.
+            that can be taken from it, and the next owner must not wait for a frozen one. That one finds its temporary
+            files gone when it goes on, and fails.
     """
 
     def __init__(self, root: Path, *, shared: bool = False) -> None:

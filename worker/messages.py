@@ -2,6 +2,7 @@
 
     {"type": "result", "selected": ..., "conclusion": ...}      the job is done; the artifacts are in place
     {"type": "error", "code": ..., "message": ..., ...}         the job has failed, and why
+    {"type": "fan_out", "shards": ...}                          other workers may help with the nowcast that begins
     anything else                                               an event (known_core.events)
 
 A trainer that ends without result or error has died: the job did not fail, its process did.

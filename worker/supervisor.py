@@ -71,6 +71,8 @@ class Supervisor:
         It takes no lease and writes nothing to the record: shards are the same bytes whoever writes them, and appear
         whole.
         """
+        if self._repository.status(job_id) is not JobStatus.RUNNING:
+            return
         folder = self._settings.job_folder(job_id)
         if not folder.is_dir():
             _log.warning("%s is not here: only workers that share KNOWN_DATA_DIR can help one another", folder)

@@ -42,10 +42,11 @@ class Triton:
         # newest first: row ``steps`` is Θ_0, predictions go before it
         history = torch.cat([states.new_empty(steps, count), states])
         parameters = _padded(network).to(states.device)
-        for row in range(steps - 1, -1, -1):
-            _chain_step[(triton.cdiv(count, _BLOCK),)](
-                parameters, history[row + 1 :], history[row], count, history.stride(0), BLOCK=_BLOCK, num_warps=8
-            )
+        with torch.cuda.device_of(states):  # Triton launches on the current device
+            for row in range(steps - 1, -1, -1):
+                _chain_step[(triton.cdiv(count, _BLOCK),)](
+                    parameters, history[row + 1 :], history[row], count, history.stride(0), BLOCK=_BLOCK, num_warps=8
+                )
         return history[:steps].flip(0)
 
     def products(self, states: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ class Triton:
         predictions = states.new_empty(steps, count)
         parameters = pack_fan(network, features, unit, size).to(states.device)
         block = 1024
-        _fan[(triton.cdiv(count, block),)](parameters, states, predictions, count, STEPS=steps, BLOCK=block)
+        with torch.cuda.device_of(states):
+            _fan[(triton.cdiv(count, block),)](parameters, states, predictions, count, STEPS=steps, BLOCK=block)
         return predictions
 
 
