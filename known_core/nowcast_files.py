@@ -54,7 +54,7 @@ def nowcast_files(
     else:
         path = Path(hypermodel)
     known = load_hypermodel(path, default_device())
-    checkpoints = [Checkpoint(state) for state in states]
+    checkpoints = [Checkpoint(state, links=True) for state in states]  # folders of huggingface_hub's cache hold links
     names = candidate_names(rate, recurrences)
     plan_shards(checkpoints, known, [], rate, max_shard_size)  # what is wrong is said before hashing takes its time
     facts = {

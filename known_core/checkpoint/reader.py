@@ -108,9 +108,11 @@ class Checkpoint:
 
     Args:
         location: a folder, or a single safetensors file; a string with ``://`` in it is an fsspec URL.
+        links: whether files of a folder may be links that lead out of it.
     """
 
     location: Path | str
+    links: bool = False
     source: RangeSource = field(init=False, repr=False)
     headers: dict[str, Header] = field(init=False, repr=False)
     tensors: dict[str, TensorInfo] = field(init=False, repr=False)
@@ -125,7 +127,7 @@ class Checkpoint:
             if not self.location.exists():
                 raise KnownError("weights_missing", f"there is no checkpoint at {self.location}", "Check the path.")
             folder = self.location.is_dir()
-            self.source = FolderSource(self.location) if folder else FileSource(self.location, WEIGHTS)
+            self.source = FolderSource(self.location, self.links) if folder else FileSource(self.location, WEIGHTS)
         self.headers = read_headers(self.source)
         stored = {name: file for file, header in self.headers.items() for name in header.tensors}
         self.prefix = wrapper_prefix(stored)

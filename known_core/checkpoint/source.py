@@ -43,7 +43,15 @@ class RangeSource(Source, Protocol):
 
 @dataclass(frozen=True)
 class FolderSource:
+    """The files below a folder.
+
+    Args:
+        links: whether files may be links that lead out of the folder, as they do in the cache of huggingface_hub: only
+            where the person who named the folder may read whatever it leads to.
+    """
+
     root: Path
+    links: bool = False
 
     def names(self) -> list[str]:
         files = []
@@ -51,7 +59,7 @@ class FolderSource:
             if path.is_dir() and not path.is_symlink():
                 continue
             name = path.relative_to(self.root).as_posix()
-            if not path.is_file() or not path.resolve().is_relative_to(self.root.resolve()):
+            if not path.is_file() or not (self.links or path.resolve().is_relative_to(self.root.resolve())):
                 raise KnownError(
                     "not_regular_file",
                     f"{name} is not a regular file inside the folder",

@@ -403,6 +403,20 @@ def test_states_behind_http(tmp_path: Path) -> None:
     assert digests(tmp_path / "out") == digests(tmp_path / "local")
 
 
+def test_a_folder_of_links_as_in_huggingface_hub_s_cache(tmp_path: Path, states: list[Path]) -> None:
+    linked = []
+    for state in states:
+        linked.append(tmp_path / "snapshots" / state.name)
+        linked[-1].mkdir(parents=True)
+        for file in state.iterdir():
+            (linked[-1] / file.name).symlink_to(file)
+    nowcast_files(linked, tmp_path / "out")
+    nowcast_files(states, tmp_path / "plain")
+    assert digests(tmp_path / "out") == digests(tmp_path / "plain")
+    with pytest.raises(KnownError, match=r"\(not_regular_file\)"):
+        Checkpoint(linked[0])  # as a job reads what a stranger uploaded
+
+
 def test_a_url_of_an_unknown_kind() -> None:
     with pytest.raises(KnownError, match=r"carrier://pigeon/model.*\(source_unreadable\)"):
         Checkpoint("carrier://pigeon/model")
