@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from known_core.errors import KnownError
+from known_core.processes import keep_memory
 
 app = typer.Typer(help="Better pretrained weights to fine-tune from, without more data.", no_args_is_help=True)
 jobs_app = typer.Typer(help="Look at jobs and stop them.", no_args_is_help=True)
@@ -34,6 +35,7 @@ _DATA_DIR = Path("~/.local/share/known")
 
 def main() -> None:
     """Entry point: errors are one message and a non-zero status."""
+    keep_memory()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that contexts clean up
     try:
         app()

@@ -25,7 +25,7 @@ from known_core.errors import KnownError
 from known_core.hypermodel import HyperModel, KindNetworks
 from known_core.kernels.choice import choose_engine
 from known_core.kinds import Kind
-from known_core.processes import die_with_parent
+from known_core.processes import die_with_parent, keep_memory
 from known_core.streams import Behind, ahead
 
 TILE = 1 << 20  # weights predicted together
@@ -209,6 +209,7 @@ _work: ShardWork
 def _start_worker(work: ShardWork, threads: int, counter: Any, ranks: Any) -> None:
     global _add, _work
     die_with_parent()
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     torch.set_num_threads(threads)
     with ranks.get_lock():

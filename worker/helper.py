@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 from known_core.errors import KnownError
-from known_core.processes import die_with_parent
+from known_core.processes import die_with_parent, keep_memory
 
 
 def main(folder: Path, turn: int, helpers: int) -> int:
     """Returns the exit status: 0, or 1 where this machine cannot help; why stands in the job's log."""
     die_with_parent()
+    keep_memory()
     from known_core.pipeline import help_run
 
     try:

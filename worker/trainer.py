@@ -9,7 +9,7 @@ from pathlib import Path
 
 from known_core.errors import KnownError
 from known_core.files import read_json
-from known_core.processes import die_with_parent
+from known_core.processes import die_with_parent, keep_memory
 from known_core.spec import JobSpec
 from worker.messages import error_message, send
 
@@ -19,6 +19,7 @@ SPEC = "spec.json"
 def main(folder: Path, events: int) -> int:
     """Run the job of ``folder``; returns the exit status: 0 for a result, 1 for an error."""
     die_with_parent()
+    keep_memory()
     from known_core.pipeline import run
 
     try:

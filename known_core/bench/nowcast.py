@@ -31,7 +31,7 @@ from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.kernels.choice import choose_engine
 from known_core.kinds import Kind
 from known_core.nowcast import nowcast
-from known_core.processes import die_with_parent
+from known_core.processes import die_with_parent, keep_memory
 from known_core.shards import TILE
 
 MODELS = ("resnet18", "gpt2", "gpt2-xl")
@@ -212,6 +212,7 @@ def _measured(states: Sequence[Path], out: Path, engine: str, device: str, hyper
 
 def _measure(sender: Connection, states: Sequence[Path], out: Path, engine: str, device: str, hypermodel: str) -> None:
     die_with_parent()
+    keep_memory()
     try:
         known = load_hypermodel(hypermodel_path(hypermodel), device)
         known.engine = choose_engine(device, engine)
