@@ -80,7 +80,7 @@ def enhance(
     config: Annotated[Path | None, typer.Option(help="JSON: registered architecture of a bare state dict")] = None,
     downstream: Annotated[Path | None, typer.Option(help="data to fine-tune on in the before/after probe")] = None,
     settings: Annotated[
-        Path | None, typer.Option(help="JSON with forgetting, nowcast, evaluation, metadata as in the API")
+        Path | None, typer.Option(help="JSON with forgetting, nowcast, evaluation, output, metadata as in the API")
     ] = None,
     epochs_per_stage: Annotated[int | None, typer.Option(help="passes over each stage's subset")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="of the forgetting stages")] = None,

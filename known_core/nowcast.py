@@ -115,7 +115,14 @@ def nowcast(
 
 
 def help_nowcast(
-    states: Sequence[Checkpoint], known: HyperModel, outputs: Sequence[Path], rate: float, *, turn: int, helpers: int
+    states: Sequence[Checkpoint],
+    known: HyperModel,
+    outputs: Sequence[Path],
+    rate: float,
+    *,
+    max_shard_size: str | None = None,
+    turn: int,
+    helpers: int,
 ) -> int:
     """Write shards of a :func:`nowcast` that another process is at, which may be on another machine.
 
@@ -124,14 +131,14 @@ def help_nowcast(
     are those of one process.
 
     Args:
-        states, known, outputs, rate: those of the nowcast.
+        states, known, outputs, rate, max_shard_size: those of the nowcast.
         turn: which of the helpers this is, from 0 on.
         helpers: how many there are.
 
     Returns:
         How many shards it wrote.
     """
-    work = plan_shards(states, known, outputs, rate, None)
+    work = plan_shards(states, known, outputs, rate, max_shard_size)
     files = list(work.layout.shards)
     begin = len(files) * (helpers - turn) // helpers
     written = 0

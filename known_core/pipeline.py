@@ -29,7 +29,7 @@ from known_core.forgetting import FAN_AVERAGED, Design, nested_subsets, subset_h
 from known_core.hypermodel import HyperModel
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.manifest import write_manifest
-from known_core.nowcast import help_nowcast, nowcast
+from known_core.nowcast import help_nowcast, nowcast, plan_shards
 from known_core.report import build_report, render_markdown
 from known_core.spec import Control, JobSpec, candidate_names
 from known_core.stages import Stages
@@ -110,7 +110,9 @@ def help_run(folder: Path, turn: int, helpers: int) -> int:
         )
     states = [Checkpoint(folder / state) for state in work["states"]]
     outputs = [folder / output for output in work["outputs"]]
-    return help_nowcast(states, known, outputs, work["rate"], turn=turn, helpers=helpers)
+    return help_nowcast(
+        states, known, outputs, work["rate"], max_shard_size=work["max_shard_size"], turn=turn, helpers=helpers
+    )
 
 
 def _names(spec: JobSpec) -> list[str]:
@@ -240,7 +242,7 @@ class _Run:
 
     def _nowcast(self, trained: dict[Training, list[Checkpoint]]) -> Path:
         self._reporter.phase("nowcasting")
-        settings, rate = self._spec.nowcast, self._spec.forgetting.rate
+        settings, rate, shard_size = self._spec.nowcast, self._spec.forgetting.rate, self._spec.output.max_shard_size
         design = self._known.design
         controls: dict[Control, tuple[HyperModel, Training]] = {
             "continued": (Continued(), "fan"),
@@ -258,11 +260,13 @@ class _Run:
         def work(out: Path) -> None:
             outputs = [out / name for name in candidate_names(rate, settings.recurrences)]
             self._call_helpers(trained[design], outputs)
-            counts = nowcast(trained[design], self._known, outputs, rate, on_bytes=progress(0))
+            counts = nowcast(
+                trained[design], self._known, outputs, rate, max_shard_size=shard_size, on_bytes=progress(0)
+            )
             for index, name in enumerate(chosen, start=1):
                 control, training = controls[name]
                 states = trained[training][: control.states]
-                nowcast(states, control, [out / name], rate, on_bytes=progress(index))
+                nowcast(states, control, [out / name], rate, max_shard_size=shard_size, on_bytes=progress(index))
             write_json(out / "counts.json", counts)
 
         inputs = {
@@ -271,12 +275,14 @@ class _Run:
             "engine": self._known.engine.name,
             "names": self._names,
             "rate": rate,
+            "max_shard_size": shard_size,
         }
         return self._stages.run("nowcast", inputs, work, resumes=True)
 
     def _call_helpers(self, states: list[Checkpoint], outputs: list[Path]) -> None:
         """Where there are several shards, say that others may write them too (:func:`help_run`)."""
-        shards = len(states[0].headers)
+        rate, shard_size = self._spec.forgetting.rate, self._spec.output.max_shard_size
+        shards = len(plan_shards(states, self._known, outputs, rate, shard_size).layout.shards)
         if shards < 2:
             return
         for output in outputs:
@@ -284,7 +290,8 @@ class _Run:
         facts = {
             "states": [state.path.relative_to(self._folder).as_posix() for state in states],
             "outputs": [output.relative_to(self._folder).as_posix() for output in outputs],
-            "rate": self._spec.forgetting.rate,
+            "rate": rate,
+            "max_shard_size": shard_size,
             "hypermodel": {"path": str(self._hypermodel), "sha256": sha256_file(self._hypermodel)},
             "engine": self._known.engine.name,
         }

@@ -39,7 +39,7 @@ def build_report(
         "inputs": inputs,
         "hypermodel": hypermodel,
         "weights_predicted": weights_predicted,
-        "settings": spec.model_dump(mode="json", include={"task", "forgetting", "nowcast", "evaluation"}),
+        "settings": spec.model_dump(mode="json", include={"task", "forgetting", "nowcast", "evaluation", "output"}),
         "transfer": comparison(probes, gains),
         "own_task": {
             name: {

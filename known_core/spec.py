@@ -63,6 +63,16 @@ class EvaluationSettings(Settings):
     )
 
 
+class OutputSettings(Settings):
+    """How the candidates are written."""
+
+    max_shard_size: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]{0,8}[KMGT]B$",
+        description='of a candidate\'s files, such as "5GB"; null keeps the files of the given checkpoint',
+    )
+
+
 class JobSpec(Settings):
     """One job, complete: what :func:`known_core.pipeline.run` does.
 
@@ -77,6 +87,7 @@ class JobSpec(Settings):
     forgetting: ForgettingSettings = ForgettingSettings()
     nowcast: NowcastSettings = NowcastSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    output: OutputSettings = OutputSettings()
 
 
 def candidate_names(rate: float, recurrences: int) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from app.jobs.record import JobStatus
-from known_core.spec import EvaluationSettings, ForgettingSettings, NowcastSettings, Settings
+from known_core.spec import EvaluationSettings, ForgettingSettings, NowcastSettings, OutputSettings, Settings
 
 UploadId = Annotated[str, Field(pattern=r"^upl_[0-9a-f]{24}$", examples=["upl_0123456789abcdef01234567"])]
 
@@ -38,6 +38,7 @@ class EnhanceRequest(Settings):
     forgetting: ForgettingSettings = ForgettingSettings()
     nowcast: NowcastSettings = NowcastSettings()
     evaluation: EvaluationRequest = EvaluationRequest()
+    output: OutputSettings = OutputSettings()
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="yours; kept and given back"
     )

@@ -60,6 +60,7 @@ class JobService:
             forgetting=request.forgetting,
             nowcast=request.nowcast,
             evaluation=EvaluationSettings(**request.evaluation.model_dump(exclude={"downstream"})),
+            output=request.output,
         )
 
     def get(self, job_id: str) -> JobView:

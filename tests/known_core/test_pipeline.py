@@ -1,5 +1,6 @@
 """Whole jobs in the smallest: artifacts, report, resumption with the same bytes."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from known_core.events import Emit
 from known_core.files import read_json, sha256_file
 from known_core.manifest import verify_manifest
 from known_core.report import _notes
-from known_core.spec import JobSpec, NowcastSettings
+from known_core.spec import JobSpec, NowcastSettings, OutputSettings
 from known_core.tasks import TASKS
 
 Event = dict[str, Any]
@@ -96,6 +97,25 @@ def test_artifacts_are_listed_and_verify(finished: Job) -> None:
     assert manifest["hypermodel"]["name"] == "seeded"
     assert str(finished.folder) not in (finished.artifacts / "manifest.json").read_text()
     assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_candidates_come_in_shards_where_asked(finished: Job, tmp_path: Path) -> None:
+    """The trainings are taken from the finished job: only what follows them is done again."""
+    job = Job(finished.spec.model_copy(update={"output": OutputSettings(max_shard_size="2KB")}), tmp_path / "job")
+    shutil.copytree(finished.folder / "work", job.folder / "work")
+    pipeline.run(job.spec, job.folder, job.events.append)
+    messages = [event for event in job.events if event["type"] == "fan_out"]
+    for name in CANDIDATES:
+        files = sorted(path.name for path in (job.artifacts / name).glob("*.safetensors"))
+        assert len(files) > 2
+        assert messages == [{"type": "fan_out", "shards": len(files)}]
+        index = read_json(job.artifacts / name / "model.safetensors.index.json")
+        assert sorted(set(index["weight_map"].values())) == files
+        found, whole = Checkpoint(job.artifacts / name), Checkpoint(finished.artifacts / name)
+        assert found.tensors.keys() == whole.tensors.keys()
+        assert all(torch.equal(found.read(tensor), whole.read(tensor)) for tensor in whole.tensors)
+    assert [path.name for path in (job.artifacts / "unchanged").glob("*.safetensors")] == ["model.safetensors"]
+    assert verify_manifest(job.artifacts) > 14
 
 
 def test_unchanged_is_the_given_model(finished: Job) -> None:

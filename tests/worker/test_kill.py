@@ -74,11 +74,13 @@ def test_kill_9_of_the_trainer_in_every_phase(client: Client, finished_job: str,
     assert trainers(job_id) == []
 
 
-def _worker_test(inputs: Inputs, folder: Path, phases: list[str]) -> None:
-    """Kill the worker (and what it supervises must die with it) in each phase, start it again each time."""
+def _worker_test(undisturbed: str, inputs: Inputs, folder: Path, phases: list[str]) -> None:
+    """Kill the worker (and what it supervises must die with it) in each phase, start it again each time.
+
+    Args:
+        undisturbed: the content of a job with the same request that nobody disturbed.
+    """
     with Stack(folder, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
-        undisturbed = str(client.enhance(inputs.request(client, stack.url))["id"])
-        assert ended(client, undisturbed)["status"] == "succeeded"
         job_id = str(client.enhance(inputs.request(client, stack.url))["id"])
 
         def kill() -> None:
@@ -92,16 +94,16 @@ def _worker_test(inputs: Inputs, folder: Path, phases: list[str]) -> None:
         assert _kill_in(client, job_id, phases, kill) == phases
         job = client.job(job_id)
         assert job["status"] == "succeeded", client.logs(job_id)
-        assert _content(client, job_id) == _content(client, undisturbed)
+        assert _content(client, job_id) == undisturbed
 
 
-def test_kill_9_of_the_worker(inputs: Inputs, tmp_path: Path) -> None:
-    _worker_test(inputs, tmp_path, ["forgetting 3 of 4"])
+def test_kill_9_of_the_worker(client: Client, finished_job: str, inputs: Inputs, tmp_path: Path) -> None:
+    _worker_test(_content(client, finished_job), inputs, tmp_path, ["forgetting 3 of 4"])
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_worker_in_every_phase(inputs: Inputs, tmp_path: Path) -> None:
-    _worker_test(inputs, tmp_path, PHASES)
+def test_kill_9_of_the_worker_in_every_phase(client: Client, finished_job: str, inputs: Inputs, tmp_path: Path) -> None:
+    _worker_test(_content(client, finished_job), inputs, tmp_path, PHASES)
 
 
 def test_a_stopped_worker_gives_its_job_back_and_another_goes_on(inputs: Inputs, tmp_path: Path) -> None:
