@@ -374,6 +374,7 @@ def bench_nowcast(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     hypermodel: Annotated[str, typer.Option(help="known-paper or known-v1")] = "known-paper",
+    recurrences: Annotated[int, typer.Option(min=1, max=4, help="predictions of each weight in one run")] = 1,
     reference: Annotated[
         Path | None, typer.Option(help="folder with the authors' KNOWN_*.h5: also time Keras (needs tensorflow, h5py)")
     ] = None,
@@ -390,6 +391,7 @@ def bench_nowcast(
             engines=engine,
             device=device,
             hypermodel=hypermodel,
+            recurrences=recurrences,
             reference=reference,
             work=work,
             on_progress=lambda what: _console.print(what, style="dim"),

@@ -104,26 +104,26 @@ def show_report(report: dict[str, Any], console: Console) -> None:
 
 def show_engines(rows: list[dict[str, Any]], console: Console) -> None:
     """What `known bench nowcast` measured."""
-    table = Table(title="One prediction of every weight, from files to files", box=box.SIMPLE)
-    for column in ("model", "engine", "ns/weight", "alone", "x eager", "of matmul", "GB/s", "peak MiB"):
+    table = Table(title="Predicting every weight, from files to files", box=box.SIMPLE)
+    for column in ("model", "engine", "seconds", "ns/weight", "alone", "x eager", "matmul", "MiB"):
         table.add_column(column, justify="left" if column in ("model", "engine") else "right", no_wrap=True)
     for row in rows:
         ratio, memory, engine_s = row["ratio_to_eager"], row["peak_rss_bytes"], row["engine_seconds_per_parameter"]
         table.add_row(
             row["model"],
             row["engine"],
+            f"{row['seconds']:.1f}",
             f"{1e9 * row['seconds_per_parameter']:.3g}",
             "–" if engine_s is None else f"{1e9 * engine_s:.3g}",
             "–" if ratio is None else f"{ratio:.2f}",
             f"{row['fraction_of_matmul_ceiling']:.0%}",
-            f"{row['bytes_per_second'] / 1e9:.2f}",
             "–" if memory is None else f"{memory / (1 << 20):,.0f}",
         )
     console.print(table)
     first = rows[0]
     console.print(
-        "alone: the engine on a tile in memory, without files. "
-        f"{first['hypermodel']} on {first['device']}. Ceilings: float32 matrix product "
+        f"{first['hypermodel']} on {first['device']}, predictions a run: {first['recurrences']}. "
+        "ns: of one prediction; alone: by the engine without files; matmul: share of that ceiling. Ceilings: float32 matrix product "
         f"{first['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, copy {first['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
         soft_wrap=True,
     )

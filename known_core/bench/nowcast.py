@@ -48,6 +48,7 @@ def run_nowcast(
     engines: Sequence[str] | None,
     device: str,
     hypermodel: str,
+    recurrences: int,
     reference: Path | None,
     work: Path | None,
     on_progress: Progress = lambda what: None,
@@ -59,17 +60,18 @@ def run_nowcast(
         engines: None takes all that run on the device.
         device: "cpu" or "cuda".
         hypermodel: the name of one that ships.
+        recurrences: predictions of each weight in one run.
         reference: folder with the authors' KNOWN_*.h5, to measure their Keras predict beside ours (needs tensorflow).
         work: folder for the states, which stay there; None takes a temporary one.
         on_progress: says what is being done.
 
     Returns:
         A row for each model and engine: ``model``, ``engine``, ``hypermodel``, ``device``, ``parameters`` (predicted),
-        ``seconds_per_parameter``, ``ratio_to_eager`` (how many times as fast), ``flops_per_second`` and
-        ``bytes_per_second`` with the ceilings ``matmul_flops_per_second`` and ``copy_bytes_per_second``,
-        ``fraction_of_matmul_ceiling``, ``peak_rss_bytes`` (above what the process had before the run), and
-        ``engine_seconds_per_parameter``, of the engine alone on a tile in its device's memory (the last two are None
-        for Keras).
+        ``recurrences``, ``seconds`` of a run, ``seconds_per_parameter`` (of one prediction), ``ratio_to_eager`` (how
+        many times as fast), ``flops_per_second`` and ``bytes_per_second`` with the ceilings
+        ``matmul_flops_per_second`` and ``copy_bytes_per_second``, ``fraction_of_matmul_ceiling``, ``peak_rss_bytes``
+        (above what the process had before the run), and ``engine_seconds_per_parameter``, of the engine alone on a
+        tile in its device's memory (the last two are None for Keras).
 
     Raises:
         KnownError: ``option_invalid``, ``engine_unavailable``, ``hypermodel_unknown``, ``disk_full``,
@@ -100,7 +102,7 @@ def run_nowcast(
             found: dict[str, dict[str, Any]] = {}
             for engine in names:
                 on_progress(f"{model}: {engine}")
-                found[engine] = _measured(states, folder / f"{model}-out", engine, device, hypermodel)
+                found[engine] = _measured(states, folder / f"{model}-out", engine, device, hypermodel, recurrences)
             if reference is not None and model == MODELS[0]:
                 on_progress(f"{model}: the authors' Keras predict")
                 found["keras"] = _measured_keras(reference, found[names[0]]["parameters"])
@@ -192,11 +194,15 @@ def generate(model: str, folder: Path) -> list[Path]:
     return paths
 
 
-def _measured(states: Sequence[Path], out: Path, engine: str, device: str, hypermodel: str) -> dict[str, Any]:
+def _measured(
+    states: Sequence[Path], out: Path, engine: str, device: str, hypermodel: str, recurrences: int
+) -> dict[str, Any]:
     """Repeated runs in a fresh process: the best time, the highest memory."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, states, out, engine, device, hypermodel), daemon=True)
+    process = context.Process(
+        target=_measure, args=(sender, states, out, engine, device, hypermodel, recurrences), daemon=True
+    )
     process.start()
     sender.close()
     try:
@@ -210,7 +216,9 @@ def _measured(states: Sequence[Path], out: Path, engine: str, device: str, hyper
     return result
 
 
-def _measure(sender: Connection, states: Sequence[Path], out: Path, engine: str, device: str, hypermodel: str) -> None:
+def _measure(
+    sender: Connection, states: Sequence[Path], out: Path, engine: str, device: str, hypermodel: str, recurrences: int
+) -> None:
     die_with_parent()
     keep_memory()
     try:
@@ -222,16 +230,18 @@ def _measure(sender: Connection, states: Sequence[Path], out: Path, engine: str,
         while not times or (sum(times) < _ENOUGH_S and len(times) < _REPEATS):
             shutil.rmtree(out, ignore_errors=True)
             begun = time.perf_counter()
-            counts = nowcast(checkpoints, known, [out], 0.5)
+            counts = nowcast(checkpoints, known, [out / str(step) for step in range(recurrences)], 0.5)
             times.append(time.perf_counter() - begun)
         engine_s = _engine_seconds(known, known.engine.device)
         predicted = sum(count for kind, count in counts.items() if kind != "carried")
-        moved = sum(info.end - info.begin for info in checkpoints[0].tensors.values()) * (STATES + 1)
+        of_state = sum(info.end - info.begin for info in checkpoints[0].tensors.values())
         sender.send({
             "parameters": predicted,
-            "seconds_per_parameter": min(times) / predicted,
+            "recurrences": recurrences,
+            "seconds": min(times),
+            "seconds_per_parameter": min(times) / predicted / recurrences,
             "engine_seconds_per_parameter": engine_s,
-            "bytes_per_second": moved / min(times),
+            "bytes_per_second": (STATES + recurrences) * of_state / min(times),
             "peak_rss_bytes": _memory("VmHWM") - before,
         })  # fmt: skip
     except KnownError as error:
@@ -278,6 +288,8 @@ def _measured_keras(reference: Path, parameters: int) -> dict[str, Any]:
         best = min(best, time.perf_counter() - begun)
     return {
         "parameters": parameters,
+        "recurrences": 1,
+        "seconds": best,
         "seconds_per_parameter": best / parameters,
         "engine_seconds_per_parameter": None,
         "bytes_per_second": 4 * (STATES + 1) * parameters / best,

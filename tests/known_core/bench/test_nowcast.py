@@ -19,12 +19,26 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_row_says_what_a_run_took(work: Path) -> None:
     done = CliRunner().invoke(
-        app, ["bench", "nowcast", "--model", "resnet18", "--engine", "cpu", "--work", str(work), "--json"]
+        app,
+        [
+            "bench",
+            "nowcast",
+            "--model",
+            "resnet18",
+            "--engine",
+            "cpu",
+            "--recurrences",
+            "2",
+            "--work",
+            str(work),
+            "--json",
+        ],
     )
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
     assert (row["model"], row["engine"], row["device"]) == ("resnet18", "cpu", "cpu")
     assert row["parameters"] == 11_166_912 + 512_000 + 1_000  # kernels, the last layer, its bias
+    assert row["seconds"] == pytest.approx(row["seconds_per_parameter"] * row["parameters"] * 2)
     assert row["flops_per_second"] == pytest.approx(14_608 / row["seconds_per_parameter"])
     assert row["fraction_of_matmul_ceiling"] == pytest.approx(row["flops_per_second"] / row["matmul_flops_per_second"])
     assert 0 < row["engine_seconds_per_parameter"] < 2 * row["seconds_per_parameter"]  # alone, but on a noisy machine
@@ -57,7 +71,8 @@ def test_states_are_generated_once(work: Path) -> None:
 )
 def test_wrong_options_are_said_before_anything_is_measured(change: dict[str, object], code: str) -> None:
     options: dict[str, object] = {
-        "models": ["resnet18"], "engines": None, "device": "cpu", "hypermodel": "known-paper", "reference": None,
+        "models": ["resnet18"], "engines": None, "device": "cpu", "hypermodel": "known-paper", "recurrences": 1,
+        "reference": None,
         "work": None,
     }  # fmt: skip
     with pytest.raises(KnownError, match=rf"\({code}\)"):
