@@ -123,7 +123,7 @@ def show_engines(rows: list[dict[str, Any]], console: Console) -> None:
     first = rows[0]
     console.print(
         f"{first['hypermodel']} on {first['device']}, predictions a run: {first['recurrences']}. "
-        "ns: of one prediction; alone: by the engine without files; matmul: share of that ceiling. Ceilings: float32 matrix product "
-        f"{first['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, copy {first['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
+        "ns: of one prediction; alone: by the engine without files; matmul: share of that ceiling. "
+        f"Ceilings: float32 matrix product {first['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, copy {first['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
         soft_wrap=True,
     )
