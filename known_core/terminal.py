@@ -31,23 +31,19 @@ class _TimeLeft(ProgressColumn):
 
 def progress_bars(console: Console) -> Progress:
     """Bars with steps, elapsed time and an estimate of the time left."""
-    return Progress(
-        TextColumn("{task.description:<18}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        _TimeLeft(),
-        console=console,
-    )
+    return _bars(console, MofNCompleteColumn())
 
 
 def byte_bars(console: Console) -> Progress:
-    """Bars in bytes, with their speed, elapsed time and an estimate of the time left."""
+    """The same in bytes, with their speed."""
+    return _bars(console, DownloadColumn(), TransferSpeedColumn())
+
+
+def _bars(console: Console, *counts: ProgressColumn) -> Progress:
     return Progress(
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *counts,
         TimeElapsedColumn(),
         _TimeLeft(),
         console=console,
@@ -123,7 +119,8 @@ def show_engines(rows: list[dict[str, Any]], console: Console) -> None:
     first = rows[0]
     console.print(
         f"{first['hypermodel']} on {first['device']}, predictions a run: {first['recurrences']}. "
-        "ns: of one prediction; alone: by the engine without files; matmul: share of that ceiling. "
-        f"Ceilings: float32 matrix product {first['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, copy {first['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
+        "ns: of one prediction; alone: by the engine without files; matmul: share of that ceiling. Ceilings: "
+        f"float32 matrix product {first['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, "
+        f"copy {first['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
         soft_wrap=True,
     )

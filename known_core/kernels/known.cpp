@@ -224,42 +224,35 @@ struct Call {
     }
 };
 
-PyObject *chain(PyObject *, PyObject *arguments) {
-    Call call;
-    if (!call.parse(arguments)) return nullptr;
-    Py_BEGIN_ALLOW_THREADS;
+void chain(const Call &call) {
     each_block(call.states, call.predictions, call.stride, call.count, [&](const vec(*states)[VECTORS], auto store) {
         chain_block(call.parameters, states, call.steps, store);
     });
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
 }
 
-PyObject *fan(PyObject *, PyObject *arguments) {
-    Call call;
-    if (!call.parse(arguments)) return nullptr;
-    Py_BEGIN_ALLOW_THREADS;
+void fan(const Call &call) {
     each_block(call.states, call.predictions, call.stride, call.count, [&](const vec(*states)[VECTORS], auto store) {
         fan_block(call.parameters, states, call.steps, store);
     });
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
 }
 
-PyObject *products(PyObject *, PyObject *arguments) {
+void products(const Call &call) { sum_products(call.states, (double *)call.predictions, call.stride, call.count); }
+
+template <void (*Function)(const Call &)>
+PyObject *from_python(PyObject *, PyObject *arguments) {
     Call call;
     if (!call.parse(arguments)) return nullptr;
     Py_BEGIN_ALLOW_THREADS;
-    sum_products(call.states, (double *)call.predictions, call.stride, call.count);
+    Function(call);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
 
 #define ARGUMENTS "(parameters, states, predictions, stride, count, steps): addresses of float32, strides in floats"
 PyMethodDef METHODS[] = {
-    {"chain", chain, METH_VARARGS, "chain" ARGUMENTS},
-    {"products", products, METH_VARARGS, "products" ARGUMENTS "; predictions takes (5, 5) float64"},
-    {"fan", fan, METH_VARARGS, "fan" ARGUMENTS},
+    {"chain", from_python<chain>, METH_VARARGS, "chain" ARGUMENTS},
+    {"products", from_python<products>, METH_VARARGS, "products" ARGUMENTS "; predictions takes (5, 5) float64"},
+    {"fan", from_python<fan>, METH_VARARGS, "fan" ARGUMENTS},
     {nullptr, nullptr, 0, nullptr},
 };
 
