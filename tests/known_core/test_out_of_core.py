@@ -127,10 +127,9 @@ def peak_bytes(folder: Path, count: int, name: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["known-v1", "known-paper"])
-def test_memory_is_bounded_whatever_a_tensor_s_size(tmp_path: Path, name: str) -> None:
+def test_memory_is_bounded_whatever_a_tensor_s_size(tmp_path: Path) -> None:
     """One tensor of 24 million weights: its states and predictions are 336 MB, as float32 672 MB."""
-    assert peak_bytes(tmp_path, 24 << 20, name) < 330 << 20
+    assert peak_bytes(tmp_path, 24 << 20, "known-v1") < 330 << 20
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def sharded_model(tmp_path: Path) -> Path:
     return tmp_path / "model.zip"
 
 
+@pytest.mark.slow
 def test_an_idle_worker_helps_and_the_job_ends_as_it_would_alone(
     inputs: Inputs, sharded_model: Path, tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ def test_kill_9_of_the_worker_in_every_phase(client: Client, finished_job: str, 
 
 def test_a_stopped_worker_gives_its_job_back_and_another_goes_on(inputs: Inputs, tmp_path: Path) -> None:
     """SIGTERM, as a deploy sends it, in the middle of a stage; also of the whole stack."""
-    request: dict[str, Any] = {"forgetting": {"epochs_per_stage": 40, "learning_rate": 1e-5, "batch_size": 32}}
+    request: dict[str, Any] = {"forgetting": {"epochs_per_stage": 15, "learning_rate": 1e-5, "batch_size": 32}}
     with Stack(tmp_path, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
         job_id = str(client.enhance(inputs.request(client, stack.url, **request))["id"])
         for event in client.events(job_id):
