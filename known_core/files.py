@@ -109,7 +109,7 @@ def resumable_folder(path: Path, key: str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{key}.partial")
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if other != temporary:
+        if other != temporary and "." not in other.name[len(path.name) + 2 : -len(".partial")]:
             shutil.rmtree(other, ignore_errors=True)
     temporary.mkdir(exist_ok=True)
     _remove_unfinished(temporary)

@@ -217,7 +217,7 @@ def _carry_over_files(checkpoint: Checkpoint, output: Path, layout: Layout) -> N
     """Every file that is not weights, and the index of the shards."""
     if not isinstance(checkpoint.location, Path) or checkpoint.location.is_dir():
         for name in checkpoint.source.names():
-            if name not in layout.replaced:
+            if name not in layout.replaced and name not in layout.shards:  # one of that name is no finished shard
                 (output / name).parent.mkdir(parents=True, exist_ok=True)
                 with checkpoint.source.open(name) as source, (output / name).open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)

@@ -140,6 +140,9 @@ class RemoteSource:
             ) from error
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
+        for name in self._paths:
+            if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name:
+                raise KnownError("archive_path_invalid", f"{url} holds the name {name[:120]!r}", "Rename it there.")
         if not self._paths:
             raise KnownError("weights_missing", f"there is no checkpoint at {url}", "Check the address.")
 
