@@ -128,6 +128,8 @@ class KindNetworks(nn.Module):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if metadata.get("known") != cls.file_format:
                 raise KnownError("hypermodel_invalid", f"{path} is safetensors, but not a {cls.__name__}", hint)
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                raise KnownError("hypermodel_invalid", f"{path} holds NaN or infinite values", "Fit it again.")
             known = cls({key: value for key, value in metadata.items() if key not in ("format", "known")})
             known.load_state_dict(tensors)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
