@@ -11,7 +11,7 @@ from torch import Tensor
 
 from known_core.checkpoint import Checkpoint, check_same_tensors
 from known_core.checkpoint.layout import Layout, same_layout, sharded_layout
-from known_core.checkpoint.reader import INDEX
+from known_core.checkpoint.reader import INDEX, WEIGHTS
 from known_core.errors import KnownError
 from known_core.files import write_json
 from known_core.hypermodel import HyperModel
@@ -93,9 +93,14 @@ def nowcast(
         KnownError: ``states_count``, ``states_mismatch``, ``nonfinite_weights``, ``source_unreadable``, ``disk_full``.
     """
     work = plan_shards(states, known, outputs, rate, max_shard_size)
-    for output in outputs:
-        output.mkdir(parents=True, exist_ok=True)
-        _carry_over_files(states[0], output, work.layout)
+    try:
+        for output in outputs:
+            output.mkdir(parents=True, exist_ok=True)
+            _carry_over_files(states[0], output, work.layout)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _disk_full(outputs[0], "the disk filled up while files were carried over") from error
     left = [file for file in work.layout.shards if not work.is_written(file)]
     _check_space(outputs[0], len(outputs) * sum(map(work.size, left)))
     total = sum(map(work.size, work.layout.shards))
@@ -217,7 +222,8 @@ def _carry_over_files(checkpoint: Checkpoint, output: Path, layout: Layout) -> N
     """Every file that is not weights, and the index of the shards."""
     if not isinstance(checkpoint.location, Path) or checkpoint.location.is_dir():
         for name in checkpoint.source.names():
-            if name not in layout.replaced and name not in layout.shards:  # one of that name is no finished shard
+            # another file of weights is no finished shard, and loaders would take it for the prediction
+            if name not in layout.replaced and name not in layout.shards and name != WEIGHTS:
                 (output / name).parent.mkdir(parents=True, exist_ok=True)
                 with checkpoint.source.open(name) as source, (output / name).open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)

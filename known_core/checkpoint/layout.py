@@ -1,6 +1,7 @@
 """How a checkpoint is laid out in files: as another one is, or in shards of a size of one's own."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,8 @@ def sharded_layout(checkpoint: Checkpoint, max_shard_size: str) -> Layout:
     metadata = {key: value for header in checkpoint.headers.values() for key, value in header.metadata.items()}
     single = next(iter(checkpoint.headers)).removesuffix(".safetensors") if len(checkpoint.headers) == 1 else "model"
     try:
+        if not re.fullmatch(r"[1-9][0-9.]*[KMGT]B", max_shard_size.strip().upper()):
+            raise ValueError("not a size")
         split = split_state_dict_into_shards_factory(
             tensors,
             get_storage_size=lambda info: info.end - info.begin,
