@@ -14,7 +14,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 @torch.inference_mode()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate(model: nn.Module, batches: Iterable[Tensor | dict[str, Tensor]]) -> None:
     """Replace every running mean and variance by their averages over ``batches``, in place.
 
     Only the normalisation layers run in training mode, so dropout does not disturb the statistics.
@@ -22,15 +22,16 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     and one value a channel has no variance.
 
     Args:
-        model: its first forward argument is the input.
+        model: takes a batch as its first argument, or as named ones.
         batches: inputs on the model's device; those of D_0.
     """
     full = 0
     with _cumulative_statistics(model):
         for batch in batches:
-            full = full or len(batch)
-            if len(batch) == full:
-                model(batch)
+            size = len(batch) if isinstance(batch, Tensor) else len(next(iter(batch.values())))
+            full = full or size
+            if size == full:
+                model(batch) if isinstance(batch, Tensor) else model(**batch)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from known_core.stack import Stack
 from known_core.terminal import progress_bars, show_events, show_report
 
 if TYPE_CHECKING:
-    from known_core.tasks.images import LabelledImages
+    from known_core.tasks.base import Labelled
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _prepare(data: str, home: Path, console: Console) -> Path:
     import torch
     from safetensors.torch import save_file
 
+    from known_core.models.registered import build_registered
     from known_core.sample_data import load_sample, write_imagefolder
-    from known_core.tasks.architectures import build_registered
     from known_core.training import fine_tune
 
     plan = _PLANS[data]
@@ -148,7 +148,7 @@ def _prepare(data: str, home: Path, console: Console) -> Path:
             task = progress.add_task("pre-training", total=None)
             fine_tune(
                 model,
-                train,
+                train.items,
                 epochs=_PRETRAINING_EPOCHS,
                 learning_rate=2e-3,
                 batch_size=64,
@@ -161,16 +161,24 @@ def _prepare(data: str, home: Path, console: Console) -> Path:
     return folder
 
 
-def _open_images(inputs: Path, folder: Path) -> "tuple[LabelledImages, LabelledImages | None]":
+def _open_images(inputs: Path, folder: Path) -> "tuple[Labelled, Labelled | None]":
     """The demo's data as the service reads it, unpacked into ``folder``."""
-    from known_core.checkpoint.source import open_source, unpack
-    from known_core.tasks.classifiers import classifier_for
-    from known_core.tasks.images import inspect_images, load_images
+    from known_core.checkpoint.source import FolderSource, unpack
+    from known_core.data import inspect_data, read_data
+    from known_core.spec import DataSettings
+    from known_core.tasks import TASKS
 
+    task = TASKS["image-classification"]
+    network = task.network(read_json(inputs / "config.json"))
+    processor, roles = task.processor(network, FolderSource(inputs), None), task.roles(network)
     unpack(inputs / "data.zip", folder / "images", single_file_name="data.parquet")
-    files = inspect_images(open_source(folder / "images", single_file_name="data.parquet"))
-    preprocess = classifier_for(read_json(inputs / "config.json")).preprocessor(inputs)
-    return load_images(folder / "images", files, preprocess, folder / "cache")
+    files = inspect_data(FolderSource(folder / "images"), roles, DataSettings())
+    train, test = read_data(folder / "images", files, roles, folder / "cache")
+    classes = np.arange(len(files.classes))
+    return (
+        task.examples(train, classes, processor),
+        task.examples(test, classes, processor) if test is not None else None,
+    )
 
 
 def _load_and_try(candidate: Path, inputs: Path) -> float:
@@ -178,13 +186,13 @@ def _load_and_try(candidate: Path, inputs: Path) -> float:
     import torch
     from safetensors.torch import load_file
 
-    from known_core.tasks.architectures import build_registered
+    from known_core.models.registered import build_registered
 
     model = build_registered(read_json(candidate / "config.json")).eval()
     model.load_state_dict(load_file(candidate / "model.safetensors"))
     with TemporaryDirectory() as unpacked, torch.inference_mode():
         _, test = _open_images(inputs, Path(unpacked))
         assert test is not None
-        items = test.__getitems__(range(len(test)))
+        items = [test.items[index] for index in range(len(test.labels))]
         predicted = model(torch.stack([item["pixel_values"] for item in items]))["logits"].argmax(1)
     return float((predicted.numpy() == test.labels).mean())

@@ -12,7 +12,8 @@ from torch.utils.data import Subset
 from known_core.checkpoint import Checkpoint
 from known_core.spec import EvaluationSettings
 from known_core.statistics import Interval, paired_interval
-from known_core.tasks.base import Labelled, OpenTask
+from known_core.tasks.base import Labelled
+from known_core.tasks.opened import OpenTask
 from known_core.training import fine_tune
 
 UNCHANGED = "unchanged"  # the candidate that is Θ_0 itself
@@ -32,7 +33,7 @@ class ProbeResult:
 
 def probe_runs(settings: EvaluationSettings) -> int:
     """Fine-tunings one probe makes."""
-    grid = len(settings.probe_learning_rates)
+    grid = len(settings.probe_learning_rates or ())
     return settings.seeds + (grid if grid > 1 else 0)
 
 
@@ -65,11 +66,13 @@ def transfer_probe(
             batch_size=_PROBE_BATCH,
             seed=run_seed,
             device=device,
+            collate=task.collate(training=True),
         )
         items = test.items if test else Subset(task.probe_pool.items, rest[:_MAX_VALIDATION].tolist())
         on_run()
         return float(task.score(model, items, device).correct.mean())
 
+    assert settings.probe_learning_rates is not None, "known_core.tuning.with_defaults fills it in"
     grid = settings.probe_learning_rates
     validation = {f"{rate:g}": run(seed + _SELECTION_SEED, rate, None) for rate in grid} if len(grid) > 1 else {}
     best = max(grid, key=lambda rate: validation.get(f"{rate:g}", 0.0))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchvision.models import DenseNet, ShuffleNetV2, resnet18  # type: ignore[import-untyped]
-from torchvision.models.mobilenetv2 import InvertedResidual  # type: ignore[import-untyped]
-from torchvision.ops import Conv2dNormActivation  # type: ignore[import-untyped]
+from torchvision.models import DenseNet, ShuffleNetV2, resnet18
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.ops import Conv2dNormActivation
 
-from known_core.tasks.architectures import SmallCNN
+from known_core.models.registered import SmallCNN
 
 IMAGE_ARCHITECTURES = (
     "cnn-batch", "cnn-plain", "resnet", "resnet-plain", "densenet", "mobilenetv2", "shufflenetv2", "vit", "mixer",

@@ -25,28 +25,33 @@ from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
-from known_core.forgetting import FAN_AVERAGED, Design, nested_subsets, subset_hash
+from known_core.forgetting import FAN_AVERAGED, Design, Indices, nested_subsets, subset_hash
 from known_core.hypermodel import HyperModel
 from known_core.hypermodels import hypermodel_path, load_hypermodel
+from known_core.inputs import Sources, inspect_inputs, lay_out, open_laid_out, open_sources, paths_of, resolve_task
 from known_core.manifest import write_manifest
 from known_core.nowcast import help_nowcast, nowcast, plan_shards
-from known_core.report import build_report, render_markdown
+from known_core.report import build_report, describe_trajectory, render_markdown
 from known_core.spec import Control, JobSpec, candidate_names
 from known_core.stages import Stages
-from known_core.tasks import TASKS
-from known_core.tasks.base import OpenTask, Scores
+from known_core.tasks.base import Scores
+from known_core.tasks.opened import OpenTask
 from known_core.training import default_device, fine_tune
+from known_core.tuning import fit_to_memory, with_defaults
 
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
-def inspect(spec: JobSpec) -> dict[str, Any]:
+def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
     """Check a job's inputs without unpacking them; what was understood of them.
+
+    Args:
+        sources: the inputs by name, where they are not at the paths of the spec (yet).
 
     Raises:
         KnownError: the first thing that makes the job impossible, pointing at the request's field.
     """
-    hypermodel_path(spec.nowcast.hypermodel)
+    _hypermodel(spec)
     names = _names(spec)
     if spec.evaluation.select not in ("best", *names):
         raise KnownError(
@@ -54,7 +59,7 @@ def inspect(spec: JobSpec) -> dict[str, Any]:
             f"select is {spec.evaluation.select!r}; this job makes {names}",
             'Name one of them, or "best".',
         ).at("/evaluation/select")
-    return TASKS[spec.task].inspect(spec)
+    return inspect_inputs(spec, open_sources(spec) if sources is None else sources)
 
 
 def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
@@ -115,13 +120,27 @@ def help_run(folder: Path, turn: int, helpers: int) -> int:
     )
 
 
-def _names(spec: JobSpec) -> list[str]:
-    """Every candidate a job makes, besides the weights given."""
-    return [*candidate_names(spec.forgetting.rate, spec.nowcast.recurrences), *dict.fromkeys(spec.nowcast.controls)]
-
-
 Training = Design | Literal["swa"]
 _TRAINED_FOR: dict[Control, Training] = {"continued": "fan", "swa": "swa"}  # controls that need a training of their own
+_READS_TRAJECTORIES = "known-paper"  # states that a user brings are a chain, as the paper's
+
+
+def _names(spec: JobSpec) -> list[str]:
+    """Every candidate a job makes, besides the weights given."""
+    return [*candidate_names(spec.forgetting.rate, spec.nowcast.recurrences), *_controls(spec)]
+
+
+def _controls(spec: JobSpec) -> list[Control]:
+    """The controls of a job; states that a user brings allow only those without a training of their own."""
+    return [
+        control
+        for control in dict.fromkeys(spec.nowcast.controls)
+        if not spec.trajectory or control not in _TRAINED_FOR
+    ]
+
+
+def _hypermodel(spec: JobSpec) -> Path:
+    return hypermodel_path(spec.nowcast.hypermodel or (_READS_TRAJECTORIES if spec.trajectory else None))
 
 
 class _Run:
@@ -130,19 +149,27 @@ class _Run:
         self._stages = Stages(folder / "work")
         self._device = default_device()
         self._names = _names(spec)
-        self._hypermodel = hypermodel_path(spec.nowcast.hypermodel)
+        self._hypermodel = _hypermodel(spec)
         self._known = load_hypermodel(self._hypermodel, self._device)
+        self._subsets: list[Indices] = []
 
     def run(self) -> Path:
         artifacts = self._folder / "artifacts"
         if (artifacts / "manifest.json").is_file():
             return artifacts
-        inputs = self._download()
-        task = TASKS[self._spec.task].open(self._spec, inputs, self._folder / "cache")
-        original = Checkpoint(inputs / "model")
+        laid_out = self._download()
+        if self._spec.trajectory is not None:
+            states = [Checkpoint(laid_out / f"state-{index}") for index in range(len(self._spec.trajectory))]
+            self._package_trajectory(self._nowcast({self._known.design: states}), artifacts)
+            return artifacts
+        sources = open_laid_out(laid_out)
+        kind = resolve_task(self._spec.model_copy(update={"config": None}), sources)
+        task = OpenTask(kind, self._spec, laid_out, self._folder / "cache")
+        original = Checkpoint(laid_out / "model")
         original.check_finite()
+        self._spec = self._with_settings(with_defaults(self._spec, task, self._device), task, original)
         before = self._evaluate(task, {evaluation.UNCHANGED: original}, "evaluating_before")
-        predicted = self._nowcast(self._forget(task, original, inputs))
+        predicted = self._nowcast(self._forget(task, original, laid_out))
         candidates = self._calibrate(task, predicted)
         after = self._evaluate(task, candidates, "evaluating_after")
         self._package(task, {evaluation.UNCHANGED: original, **candidates}, before | after, artifacts)
@@ -150,10 +177,20 @@ class _Run:
 
     def _download(self) -> Path:
         self._reporter.phase("downloading")
-        paths = {"model": self._spec.model, "dataset": self._spec.dataset, "downstream": self._spec.downstream}
-        self._sources = {name: sha256_tree(path) for name, path in paths.items() if path is not None}
-        inputs = {"sources": self._sources, "config": self._spec.config}
-        return self._stages.run("inputs", inputs, lambda out: TASKS[self._spec.task].unpack(self._spec, out))
+        self._sources = {name: sha256_tree(path) for name, path in paths_of(self._spec).items()}
+        read = self._spec.model_dump(mode="json", include={"config", "data", "downstream_data", "task", "file_names"})
+        facts = {"sources": self._sources, "max_length": self._spec.forgetting.max_length, **read}
+        return self._stages.run("inputs", facts, lambda out: lay_out(self._spec, out))
+
+    def _with_settings(self, spec: JobSpec, task: OpenTask, original: Checkpoint) -> JobSpec:
+        """What a trial finds is a stage of its own, so that a job that goes on goes on with it."""
+
+        def work(out: Path) -> None:
+            write_json(out / "settings.json", fit_to_memory(task, original, spec.forgetting, self._device))
+
+        facts = {"inputs": original.path.parent.name, "forgetting": spec.forgetting.model_dump(mode="json")}
+        found = read_json(self._stages.run("settings", facts, work) / "settings.json")
+        return spec.model_copy(update={"forgetting": spec.forgetting.model_copy(update=found)})
 
     def _evaluate(self, task: OpenTask, candidates: dict[str, Checkpoint], phase: str) -> dict[str, Path]:
         self._reporter.phase(phase)
@@ -188,7 +225,7 @@ class _Run:
             self._reporter.metric("accuracy", float(accuracy), candidate=name)
         return results
 
-    def _forget(self, task: OpenTask, original: Checkpoint, inputs: Path) -> dict[Training, list[Checkpoint]]:
+    def _forget(self, task: OpenTask, original: Checkpoint, laid_out: Path) -> dict[Training, list[Checkpoint]]:
         """The states of each training that a candidate needs, Θ_0 first."""
         settings = self._spec.forgetting
         self._subsets = nested_subsets(task.d0.labels, settings.rate, settings.states, settings.seed)
@@ -198,10 +235,10 @@ class _Run:
             if control in self._spec.nowcast.controls and (training, 0) not in stages:
                 stages.append((training, 0))
         states: dict[Training, list[Checkpoint]] = {"chain": [original], "fan": [original], "swa": [original]}
-        previous = inputs.name
+        previous = laid_out.name
         for index, (training, stage) in enumerate(stages):
             self._reporter.phase("forgetting", f"{index + 1} of {len(stages)}")
-            start, key = (states["chain"][-1], previous) if training == "chain" else (original, inputs.name)
+            start, key = (states["chain"][-1], previous) if training == "chain" else (original, laid_out.name)
             folder = self._train_on(task, training, stage, start, key)
             states[training].append(Checkpoint(folder / "state"))
             previous = folder.name
@@ -214,6 +251,10 @@ class _Run:
     def _train_on(self, task: OpenTask, training: Training, stage: int, start: Checkpoint, start_key: str) -> Path:
         """One stage: Θ_(stage+1) of a chain from the state before it; Φ_stage of a fan, or all of swa, from Θ_0."""
         settings = self._spec.forgetting
+        learning_rate, batch_size, precision = settings.learning_rate, settings.batch_size, settings.precision
+        assert learning_rate is not None
+        assert batch_size is not None
+        assert precision != "auto"
         subset = self._subsets[stage + 1 if training == "chain" else stage]
         fan_cost = sum(settings.rate**index for index in range(settings.states - 1))
         epochs = settings.epochs_per_stage * (fan_cost if training == "swa" else 1)
@@ -224,16 +265,20 @@ class _Run:
                 model,
                 torch.utils.data.Subset(task.d0.items, subset.tolist()),
                 epochs=round(epochs),
-                learning_rate=settings.learning_rate,
-                batch_size=settings.batch_size,
+                learning_rate=learning_rate,
+                batch_size=batch_size,
                 seed=settings.seed + stage + 1,
                 device=self._device,
+                collate=task.collate(training=True),
+                precision=precision,
+                micro_batch_size=settings.micro_batch_size,
+                gradient_checkpointing=bool(settings.gradient_checkpointing),
                 average_last=0.0 if training == "chain" else FAN_AVERAGED,
                 on_step=self._reporter.step,
             )
             if training != "chain" and has_batch_norm(model):  # an averaged network's statistics are its own
-                recalibrate(model, task.inputs(self._device))
-            task.save(model.cpu(), out / "state")
+                recalibrate(model, task.inputs(self._device, batch_size))
+            task.save(model.cpu(), out / "state", start)
             scores = task.score(model, task.evaluation.items, self._device)
             write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
 
@@ -251,7 +296,7 @@ class _Run:
             "shrink": (MatchedShrink(self._known, settings.recurrences), design),
         }
 
-        chosen = list(dict.fromkeys(settings.controls))
+        chosen = _controls(self._spec)
 
         def progress(index: int) -> Callable[[int, int], None]:
             """Bytes of one nowcast of all that this phase makes."""
@@ -307,7 +352,7 @@ class _Run:
                 checkpoint = Checkpoint(predicted / name)
                 model = task.load(checkpoint).to(self._device)
                 if has_batch_norm(model):
-                    recalibrate(model, task.inputs(self._device))
+                    recalibrate(model, task.inputs(self._device, self._spec.forgetting.batch_size or 1))
                     _write_with_statistics(checkpoint, model.cpu(), task, out / name)
                 else:
                     _link_tree(checkpoint.path, out / name)
@@ -325,7 +370,7 @@ class _Run:
         scores = {name: _read_scores(folder) for name, folder in results.items()}
         report = build_report(
             self._spec,
-            inputs=self._summary | task.summary(),
+            inputs=self._summary | task.summary() | {"sources": self._origins()},
             hypermodel={"name": self._hypermodel.stem, "sha256": sha256_file(self._hypermodel)},
             weights_predicted=self._weights_predicted,
             forgetting_accuracy=[float(scores[evaluation.UNCHANGED].correct.mean()), *self._state_accuracy],
@@ -335,20 +380,44 @@ class _Run:
         with atomic_folder(artifacts) as temporary:
             for name, checkpoint in candidates.items():
                 _link_tree(checkpoint.path, temporary / name)
-            write_json(temporary / "report.json", report)
-            (temporary / "report.md").write_text(render_markdown(report), encoding="utf-8")
-            write_manifest(
-                temporary,
-                {
-                    "spec": self._spec.model_dump(mode="json", exclude={"model", "dataset", "downstream"}),
-                    "inputs_sha256": self._sources,
-                    "hypermodel": report["hypermodel"],
-                    "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
-                    "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
-                    "device": str(self._device),
-                    "engine": self._known.engine.name,
-                },
-            )
+            self._write_report(temporary, report, begun)
+
+    def _package_trajectory(self, predicted: Path, artifacts: Path) -> None:
+        self._reporter.phase("packaging")
+        begun = time.monotonic()
+        report = describe_trajectory(
+            self._spec,
+            inputs=self._summary | {"sources": self._origins()},
+            hypermodel={"name": self._hypermodel.stem, "sha256": sha256_file(self._hypermodel)},
+            design=self._known.design,
+            weights_predicted=read_json(predicted / "counts.json"),
+            names=self._names,
+        )
+        with atomic_folder(artifacts) as temporary:
+            for name in self._names:
+                _link_tree(predicted / name, temporary / name)
+            self._write_report(temporary, report, begun)
+
+    def _write_report(self, folder: Path, report: dict[str, Any], begun: float) -> None:
+        write_json(folder / "report.json", report)
+        (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
+        paths = {"model", "base", "dataset", "downstream", "trajectory"}
+        write_manifest(
+            folder,
+            {
+                "spec": self._spec.model_dump(mode="json", exclude=paths),
+                "inputs_sha256": self._sources,
+                "hypermodel": report["hypermodel"],
+                "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
+                "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
+                "device": str(self._device),
+                "engine": self._known.engine.name,
+            },
+        )
+
+    def _origins(self) -> dict[str, Any]:
+        """Where each input came from, and its sha256."""
+        return {name: {**self._spec.origins.get(name, {}), "sha256": sha256} for name, sha256 in self._sources.items()}
 
 
 def _read_scores(folder: Path) -> Scores:
@@ -360,7 +429,7 @@ def _write_with_statistics(checkpoint: Checkpoint, model: nn.Module, task: OpenT
     """The checkpoint with the running statistics of ``model``; every other byte as it was."""
     _link_tree(checkpoint.path, target, without=checkpoint.headers)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        task.save(model, Path(folder))
+        task.save(model, Path(folder), checkpoint)
         measured = Checkpoint(Path(folder))
         for file, header in checkpoint.headers.items():
             with TensorWriter(target / file, header) as writer:

@@ -9,6 +9,8 @@ from known_core.spec import JobSpec
 from known_core.statistics import paired_interval
 from known_core.tasks.base import Scores
 
+_SETTINGS = {"task", "data", "downstream_data", "forgetting", "nowcast", "evaluation", "output"}
+
 
 def build_report(
     spec: JobSpec,
@@ -36,10 +38,14 @@ def build_report(
     return {
         "conclusion": conclusion(gains, selected, spec.evaluation.select),
         "selected": selected,
+        "task": inputs["task"],
+        "metric": inputs["metric"],
+        "library": inputs["library"],
+        "sources": inputs["sources"],
         "inputs": inputs,
         "hypermodel": hypermodel,
         "weights_predicted": weights_predicted,
-        "settings": spec.model_dump(mode="json", include={"task", "forgetting", "nowcast", "evaluation", "output"}),
+        "settings": spec.model_dump(mode="json", include=_SETTINGS),
         "transfer": comparison(probes, gains),
         "own_task": {
             name: {
@@ -65,9 +71,9 @@ def _notes(inputs: dict[str, Any], candidates: int, seeds: int, accuracy: float)
             "The data set has no test split: the examples held out for evaluation may have been among those the given "
             "weights were trained on, which flatters the weights before. Give a test split for a fair figure."
         )
-    counts = inputs["dataset"]["train"].values()
-    commonest = max(counts) / sum(counts)
-    if accuracy < commonest + 0.1 * (1 - commonest):
+    counts = inputs["dataset"].get("train", {}).values()
+    commonest = max(counts) / sum(counts) if counts else 0.0
+    if counts and accuracy < commonest + 0.1 * (1 - commonest):
         notes.append(
             f"The given weights reach {100 * accuracy:.1f} % on their own task; always naming the commonest class of "
             f"the training data would reach about {100 * commonest:.1f} %. Check that class names and preprocessing "
@@ -76,23 +82,66 @@ def _notes(inputs: dict[str, Any], candidates: int, seeds: int, accuracy: float)
     return notes
 
 
+def describe_trajectory(
+    spec: JobSpec,
+    *,
+    inputs: dict[str, Any],
+    hypermodel: dict[str, str],
+    design: str,
+    weights_predicted: dict[str, int],
+    names: list[str],
+) -> dict[str, Any]:
+    """The report of a job without data: what was predicted, and that nothing was measured.
+
+    Args:
+        design: how the hyper-model read the states, "chain" or "fan".
+        names: every candidate, the smallest step first.
+    """
+    wish = spec.evaluation.select
+    selected = names[0] if wish == "best" else wish
+    return {
+        "conclusion": f"Nothing was measured: the job had five states and no data. {selected} is delivered"
+        + (", the smallest step back." if wish == "best" else ", as you asked."),
+        "selected": selected,
+        "task": None,
+        "library": None,
+        "sources": inputs["sources"],
+        "inputs": inputs,
+        "hypermodel": {**hypermodel, "design": design},
+        "weights_predicted": weights_predicted,
+        "settings": spec.model_dump(mode="json", include={"nowcast", "output"}) | {"rate": spec.forgetting.rate},
+        "notes": [
+            f"{hypermodel['name']} read the states as a {design}, the most recent first.",
+            "Batch-normalisation statistics are those of the most recent state: re-estimate them before use.",
+            "Whether the predictions are better to fine-tune from, only a comparison on your data can say.",
+        ],
+    }
+
+
 def render_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: the words first, then the figures."""
-    lines = ["# Before and after", "", report["conclusion"], "", "## Transfer probe (downstream accuracy, %)", ""]
+    if "transfer" not in report:
+        lines = ["# Prediction from a trajectory", "", report["conclusion"], "", _hypermodel_line(report), ""]
+        return "\n".join([*lines, "## Notes", "", *(f"- {note}" for note in report["notes"])]) + "\n"
+    metric = report["metric"]
+    lines = ["# Before and after", "", report["conclusion"], "", f"## Transfer probe (downstream {metric}, %)", ""]
     lines += ["| candidate | mean | gain over unchanged, points [95%] | learning rate |", "|---|---|---|---|"]
     for name, row in report["transfer"].items():
         lines.append(f"| {name} | {100 * row['mean']:.2f} | {_interval(row['gain'])} | {row['learning_rate']:g} |")
-    lines += ["", "## D_0's own task (accuracy as predicted, %)", ""]
-    lines += ["| candidate | accuracy | difference, points [95%] | loss |", "|---|---|---|---|"]
+    lines += ["", f"## D_0's own task ({metric} as predicted, %)", ""]
+    lines += [f"| candidate | {metric} | difference, points [95%] | loss |", "|---|---|---|---|"]
     for name, row in report["own_task"].items():
         lines.append(f"| {name} | {100 * row['accuracy']:.2f} | {_interval(row['difference'])} | {row['loss']:.4f} |")
     curve = " → ".join(f"{100 * value:.1f}" for value in report["forgetting_accuracy"])
-    lines += ["", f"Forgetting curve (accuracy of Θ_0 and of each state of the trajectory, %): {curve}", ""]
-    counts = report["weights_predicted"]
-    lines += [f"Hyper-model {report['hypermodel']['name']}; weights predicted: "
-              + ", ".join(f"{kind} {int(np.int64(count)):,}" for kind, count in counts.items()) + ".", ""]  # fmt: skip
+    lines += ["", f"Forgetting curve ({metric} of Θ_0 and of each state of the trajectory, %): {curve}", ""]
+    lines += [_hypermodel_line(report), ""]
     lines += ["## Notes", "", *(f"- {note}" for note in report["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def _hypermodel_line(report: dict[str, Any]) -> str:
+    counts = ", ".join(f"{kind} {int(np.int64(count)):,}" for kind, count in report["weights_predicted"].items())
+    return f"Hyper-model {report['hypermodel']['name']}; weights predicted: {counts}."
 
 
 def _interval(value: dict[str, float] | None) -> str:

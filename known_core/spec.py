@@ -22,9 +22,39 @@ class ForgettingSettings(Settings):
     rate: Rate = Field(0.5, description="r: each subset holds this share of the one before it")
     states: Literal[5] = Field(5, description="S: states a window holds; KNOWN reads five")
     epochs_per_stage: int = Field(1, ge=1, le=1000, description="passes over each stage's subset")
-    learning_rate: LearningRate = Field(1e-4, description="AdamW, constant over a stage, no weight decay")
-    batch_size: int = Field(64, ge=1, le=65536, description="examples a step")
+    learning_rate: LearningRate | None = Field(
+        None, description="AdamW, constant over a stage, no weight decay; null: the task's own"
+    )
+    batch_size: int | None = Field(None, ge=1, le=65536, description="examples a step; null: the task's own")
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=65536, description="examples in memory at once; null: as many as fit, found by trial on a GPU"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the arithmetic; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    gradient_checkpointing: bool | None = Field(
+        None, description="less memory for a third more time; null: where the batch does not fit otherwise"
+    )
+    max_length: int | None = Field(None, ge=8, le=1 << 20, description="tokens of an example; null: at most 512")
     seed: Seed = Field(0, description="of the nested subsets and of the order of examples")
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class DataSettings(Settings):
+    """How a data set's files are read; everything is inferred where it is not given."""
+
+    config: _Name | None = Field(None, description="the configuration (subset) of a data set that has several")
+    split: _Name | None = Field(None, description="what the model was trained on; default: train")
+    evaluation_split: _Name | None = Field(None, description="what to evaluate on; default: test or validation")
+    columns: dict[_Name, _Name] = Field(
+        default_factory=dict, max_length=8, description='which column plays which role: {"image": "img"}'
+    )
+    labels: dict[_Name, _Name] = Field(
+        default_factory=dict, max_length=100_000, description="the data's class names to the model's label names"
+    )
+    max_examples: int | None = Field(None, ge=10, description="a seeded sample of the training examples of this size")
 
 
 Control = Literal["continued", "swa", "mean", "shrink"]
@@ -58,8 +88,11 @@ class EvaluationSettings(Settings):
     seeds: int = Field(3, ge=3, le=50, description="fine-tuning runs of the transfer probe for each candidate")
     probe_examples: int = Field(200, ge=10, le=100_000, description="labelled examples the probe fine-tunes on")
     probe_epochs: int = Field(15, ge=1, le=1000, description="passes over them")
-    probe_learning_rates: tuple[LearningRate, ...] = Field(
-        (1e-3, 3e-3), min_length=1, max_length=5, description="grid; each candidate takes its own best on validation"
+    probe_learning_rates: tuple[LearningRate, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=5,
+        description="grid; each candidate takes its own best on validation; null: the task's own",
     )
 
 
@@ -76,18 +109,32 @@ class OutputSettings(Settings):
 class JobSpec(Settings):
     """One job, complete: what :func:`known_core.pipeline.run` does.
 
-    Paths are folders, zips or single files as docs/guide.md describes them.
+    Paths are folders, zips or single files as docs/guide.md describes them. Either ``model`` and ``dataset`` are given,
+    or ``trajectory`` alone.
+
+    Args:
+        base: for a LoRA adapter, the model it was trained on.
+        trajectory: five checkpoints of one model, the most recent first, instead of model and data.
+        task: None is the one that the checkpoint's config says.
+        file_names: what single files were called, by input, where their paths do not say.
+        origins: where inputs came from, for the report: {"model": {"hub": {"repo_id": ..., "revision": ...}}}.
     """
 
-    model: Path
+    model: Path | None = None
     config: dict[str, Any] | None = None
-    dataset: Path
+    base: Path | None = None
+    dataset: Path | None = None
+    data: DataSettings = DataSettings()
     downstream: Path | None = None
-    task: Literal["image-classification"] = "image-classification"
+    downstream_data: DataSettings = DataSettings()
+    trajectory: tuple[Path, ...] | None = None
+    task: str | None = None
     forgetting: ForgettingSettings = ForgettingSettings()
     nowcast: NowcastSettings = NowcastSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     output: OutputSettings = OutputSettings()
+    file_names: dict[str, str] = {}
+    origins: dict[str, Any] = {}
 
 
 def candidate_names(rate: float, recurrences: int) -> list[str]:

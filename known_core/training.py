@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -76,6 +76,9 @@ class _Average(TrainerCallback):
         kw["model"].load_state_dict(self._mean.module.state_dict())
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
 def _collate(items: list[Any]) -> dict[str, Any]:
     """A lone example is shown twice: batch norm cannot train on one value a channel, and the mean loss is the same."""
     batch: dict[str, Any] = default_data_collator(items * 2 if len(items) == 1 else items)
@@ -88,6 +91,14 @@ def _diverged(what: str, step: int, learning_rate: float) -> KnownError:
         f"the {what} is not finite at step {step} with learning rate {learning_rate:g}",
         "Lower the learning rate; if it is already small, look for broken examples in the data set.",
     )
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute activations instead of keeping them, where the network's library can."""
+    for owner in (model, getattr(model, "network", None)):
+        for name in ("gradient_checkpointing_enable", "set_grad_checkpointing"):  # transformers', timm's
+            if (enable := getattr(owner, name, None)) is not None:
+                enable()
 
 
 def default_device() -> torch.device:
@@ -107,17 +118,25 @@ def fine_tune(
     schedule: LrSchedule = "constant",
     optimizer: str = "adamw_torch",
     average_last: float = 0.0,
+    collate: Callable[[list[Any]], dict[str, Any]] = _collate,
+    precision: Precision | None = None,
+    micro_batch_size: int | None = None,
+    gradient_checkpointing: bool = False,
     on_step: Progress = lambda step, total: None,
 ) -> float:
     """Fine-tune ``model`` in place, without weight decay, gradient norm clipped at 1.
 
     Args:
-        model: its forward takes ``pixel_values`` and ``labels`` and returns a mapping with ``loss``.
+        model: its forward takes the names in a batch, ``labels`` among them, and returns a mapping with ``loss``.
         dataset: items are mappings of forward's arguments.
         schedule: a transformers scheduler name, "constant" or "cosine" here.
         optimizer: a transformers optimiser name.
         average_last: the model ends with the mean of its weights over this share of the steps, 0 for those of the last
             step alone. Batch-norm statistics are then those of no single network: re-estimate them.
+        collate: makes a batch of items.
+        precision: of the arithmetic; None is bfloat16 on a GPU that has it, else float32.
+        micro_batch_size: examples in memory at once; the gradients of as many as make up the batch are added up.
+        gradient_checkpointing: recompute activations instead of keeping them.
         on_step: called after each optimiser step.
 
     Returns:
@@ -127,18 +146,24 @@ def fine_tune(
         KnownError: ``training_diverged`` on a loss or gradient that is not finite.
     """
     on_cuda = device.type == "cuda"
+    precision = precision or ("bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32")
+    micro = min(micro_batch_size or batch_size, batch_size)
+    if gradient_checkpointing:
+        enable_checkpointing(model)
     with tempfile.TemporaryDirectory() as unused:
         arguments = TrainingArguments(
             output_dir=unused,
             num_train_epochs=epochs,
             learning_rate=learning_rate,
             lr_scheduler_type=schedule,
-            per_device_train_batch_size=batch_size,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=-(-batch_size // micro),
             weight_decay=0.0,
             optim=optimizer,
             seed=seed,
             use_cpu=not on_cuda,
-            bf16=on_cuda and torch.cuda.is_bf16_supported(),
+            bf16=precision == "bfloat16",
+            fp16=precision == "float16",
             dataloader_pin_memory=on_cuda,
             remove_unused_columns=False,
             save_strategy="no",
@@ -150,7 +175,7 @@ def fine_tune(
             model=model,
             args=arguments,
             train_dataset=dataset,
-            data_collator=_collate,
+            data_collator=collate,
             callbacks=[_Watch(on_step), *([_Average(average_last)] if average_last else [])],
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)

@@ -73,7 +73,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     from safetensors.torch import save_file
 
     from known_core.examples import image_examples
-    from known_core.tasks.architectures import build_registered
+    from known_core.models.registered import build_registered
     from known_core.training import fine_tune
 
     folder = tmp_path_factory.mktemp("inputs")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from torchvision.models import resnet18  # type: ignore[import-untyped]
+from torchvision.models import resnet18
 
 from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.checkpoint.dtypes import TORCH_DTYPES

@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO, Protocol
 import fsspec
 
 from known_core.errors import KnownError
+from known_core.files import link_or_copy
 
 MAX_FILES = 1_000_000
 MAX_UNPACKED_BYTES = 200 << 30
@@ -76,6 +77,26 @@ class FolderSource:
 
     def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
         _read_file(self.root / name, begin, buffer)
+
+
+@dataclass(frozen=True)
+class Layered:
+    """The files of two sources as one; a name that both have is the first one's."""
+
+    first: Source
+    second: Source | None
+
+    def names(self) -> list[str]:
+        return sorted({*self.first.names(), *(self.second.names() if self.second else [])})
+
+    def size(self, name: str) -> int:
+        return self._owner(name).size(name)
+
+    def open(self, name: str) -> BinaryIO:
+        return self._owner(name).open(name)
+
+    def _owner(self, name: str) -> Source:
+        return self.first if self.second is None or name in self.first.names() else self.second
 
 
 @dataclass(frozen=True)
@@ -338,6 +359,9 @@ def unpack(path: Path, target: Path, *, single_file_name: str) -> None:
     source = open_source(path, single_file_name=single_file_name)
     for name in source.names():
         destination = target / name
+        if isinstance(source, FolderSource):
+            link_or_copy(source.root / name, destination)
+            continue
         destination.parent.mkdir(parents=True, exist_ok=True)
         with closing(source.open(name)) as stream, destination.open("wb") as out:
             shutil.copyfileobj(stream, out, 1 << 20)

@@ -1,25 +1,31 @@
-"""What a task gives the pipeline: a model and its data behind one small interface."""
+"""What a task is: its networks, its columns, how rows become inputs, and how results are scored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset, default_collate
 
-from known_core.checkpoint import Checkpoint
-from known_core.spec import JobSpec
+from known_core.checkpoint.source import Source
+from known_core.data.files import DataFiles, Role
+from known_core.errors import KnownError
+from known_core.models.base import Network
+
+Batch = dict[str, Any]
+Collate = Callable[[list[Any]], Batch]
 
 
 @dataclass(frozen=True)
 class Scores:
     """One number an example, in the order of the data set.
 
-    ``correct`` is (N,) 0 or 1; ``loss`` is (N,) cross-entropy in nats.
+    ``correct`` is (N,) from 0 to 1, the task's metric of each example; ``loss`` is (N,) cross-entropy in nats.
     """
 
     correct: NDArray[np.float64]
@@ -28,54 +34,148 @@ class Scores:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A data set with the class of each item, as a probe needs it."""
+    """Examples, and the class of each by which subsets and probes are drawn evenly; zeros where there are none."""
 
     items: Dataset[Any]
     labels: NDArray[np.int64]
 
 
-class OpenTask(Protocol):
-    """A task with its model and data loaded."""
+@dataclass(frozen=True)
+class Defaults:
+    """What a task trains with where the request does not say."""
 
-    d0: Labelled  # the training data, evaluation examples taken out
-    evaluation: Labelled  # examples of D_0's own task that the stages never train on
-    probe_pool: Labelled  # downstream examples to fine-tune on
-    probe_test: Labelled  # downstream examples to measure on
-
-    def load(self, checkpoint: Checkpoint) -> nn.Module:
-        """The network with these weights, float32, on the CPU."""
-
-    def load_for_probe(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """The same with a new head for the downstream labels, initialised from the seed."""
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """One state, as safetensors under the names of the original checkpoint."""
-
-    def score(self, model: nn.Module, items: Dataset[Any], device: torch.device) -> Scores:
-        """How the model does on each item, in order."""
-
-    def inputs(self, device: torch.device) -> Iterator[Tensor]:
-        """The inputs of D_0 in batches, for calibration."""
-
-    def summary(self) -> dict[str, Any]:
-        """What was understood of the inputs, for the report."""
+    learning_rate: float
+    batch_size: int
+    evaluation_batch_size: int
+    probe_learning_rates: tuple[float, ...]
 
 
 class Task(Protocol):
-    """A kind of model and data, such as image classification."""
+    """A kind of model and data. Adding one is a page in docs/tasks.md."""
 
-    def inspect(self, spec: JobSpec) -> dict[str, Any]:
-        """Check the inputs of a job without unpacking them.
+    name: str
+    metric: str  # what Scores.correct is, such as "accuracy"
+    new_head: bool  # whether the transfer probe has labels of its own, and so a new head
+    defaults: Defaults
 
-        Returns:
-            What was understood: parameters, classes, counts.
+    def network(self, config: dict[str, Any]) -> Network:
+        """The network a checkpoint's config describes.
 
         Raises:
-            KnownError: the first thing that makes the job impossible, pointing at the request's field.
+            KnownError: ``unsupported_architecture``, ``config_invalid``, ``model_too_large``.
         """
 
-    def unpack(self, spec: JobSpec, folder: Path) -> None:
-        """Lay the inputs out as files below ``folder``."""
+    def roles(self, network: Network) -> tuple[Role, ...]:
+        """What it reads of a row."""
 
-    def open(self, spec: JobSpec, folder: Path, cache: Path) -> OpenTask:
-        """Load what :meth:`unpack` laid out."""
+    def processor(self, network: Network, source: Source, max_length: int | None) -> Any:
+        """How rows enter the network, from the checkpoint's own files.
+
+        Args:
+            max_length: tokens an example has at most; None is the task's own choice.
+
+        Raises:
+            KnownError: ``processor_missing``, ``processor_invalid``.
+        """
+
+    def examples(self, rows: datasets.Dataset, to_model: NDArray[np.int64], processor: Any) -> Labelled:
+        """Rows as the network takes them.
+
+        Args:
+            rows: the columns of the task's roles.
+            to_model: (classes,), for each class of the data the index of the model's output.
+        """
+
+    def collate(self, processor: Any, *, training: bool) -> Collate:
+        """Makes a batch of examples."""
+
+    def measure(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The metric and the loss of each example: (N,), (N,)."""
+
+
+def match_labels(files: DataFiles, network: Network, renamed: dict[str, str]) -> NDArray[np.int64]:
+    """For each class of the data, the index of the model's output it is: by name where the model has names.
+
+    Args:
+        renamed: the user's own mapping, class of the data to label of the model.
+
+    Raises:
+        KnownError: ``labels_mismatch``.
+    """
+    if not network.num_labels:
+        return np.arange(len(files.classes))
+    if unknown := sorted(renamed.keys() - set(files.classes)):
+        raise KnownError(
+            "labels_mismatch", f"labels renames {unknown[:5]}, which are no classes of the data",
+            f"The classes are {files.classes[:20]}.",
+        )  # fmt: skip
+    classes = [renamed.get(name, name) for name in files.classes]
+    names = network.label_names
+    if names is None:
+        if len(classes) != network.num_labels:
+            raise KnownError(
+                "labels_mismatch",
+                f"the data set has {len(classes)} classes, the model's head has {network.num_labels}",
+                "Give the data the model was trained on, or a config.json whose labels name its classes.",
+            )
+        return np.arange(len(classes))
+    by_name = {name: index for index, name in enumerate(names)}
+    found = [by_name.get(name) for name in classes]
+    if lost := [name for name, index in zip(classes, found, strict=True) if index is None]:
+        raise KnownError(
+            "labels_mismatch",
+            f"the model has no label {lost[:5]}; its labels are {names[:20]}",
+            'Rename the classes to the labels in the model\'s config.json, or say which is which: "labels": '
+            '{"class": "label"}.',
+        )
+    return np.array(found, dtype=np.int64)
+
+
+def stack(items: list[Any]) -> Batch:
+    """Examples of one shape as a batch."""
+    batch: Batch = default_collate(items)
+    return batch
+
+
+def stack_or_double(items: list[Any]) -> Batch:
+    """The same for training: a lone example is shown twice, as batch norm cannot train on one value a channel, and the
+    mean loss is the same."""
+    return stack(items * 2 if len(items) == 1 else items)
+
+
+def class_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Accuracy and loss of one label an example.
+
+    Args:
+        logits: (N, classes). labels: (N,).
+    """
+    return torch.eq(logits.argmax(1), labels), cross_entropy(logits, labels, reduction="none")
+
+
+class Items(Dataset[Any]):
+    """Examples that are in memory."""
+
+    def __init__(self, items: Sequence[dict[str, Tensor]]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._items[index]
+
+
+def token_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Accuracy and mean loss over the tokens of each example that have a label (not -100).
+
+    Args:
+        logits: (N, T, classes). labels: (N, T).
+
+    Returns:
+        (N,) and (N,).
+    """
+    counted = labels != -100
+    losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+    count = counted.sum(1).clamp(min=1)
+    correct = ((logits.argmax(2) == labels) & counted).sum(1) / count
+    return correct, losses.sum(1) / count

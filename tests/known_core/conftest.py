@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from known_core.cli import main
 from known_core.examples import image_examples
 from known_core.hypermodel import Known
+from known_core.models.registered import build_registered
 from known_core.sample_data import ImageArrays, load_sample, write_imagefolder
 from known_core.scale_free import ScaleFreeKnown
 from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec
-from known_core.tasks.architectures import build_registered
 from known_core.training import fine_tune
 
 Run = Callable[..., tuple[int, str, str]]

@@ -15,8 +15,13 @@ from safetensors.torch import load_file, save_file
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.source import FolderSource
 from known_core.errors import KnownError
-from known_core.tasks.architectures import build_registered
-from known_core.tasks.classifiers import Classifier, check_processor, classifier_for, read_config
+from known_core.models.base import Network
+from known_core.models.config import read_config
+from known_core.models.processors import image_preprocessor
+from known_core.models.registered import build_registered
+from known_core.tasks import TASKS
+
+classifier_for = TASKS["image-classification"].network
 
 CNN: dict[str, Any] = {"architecture": "small-cnn", "num_classes": 3, "in_chans": 1, "img_size": 8, "width": 2}
 HEADS = {"resnet": "classifier.1.", "vit": "classifier.", "small-cnn": "head."}
@@ -60,25 +65,25 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def loaded(family: str, tmp_path: Path) -> tuple[Classifier, Checkpoint]:
+def loaded(family: str, tmp_path: Path) -> tuple[Network, Checkpoint]:
     classifier = classifier_for(save_checkpoint(family, tmp_path / "model"))
     return classifier, Checkpoint(tmp_path / "model")
 
 
-def test_load_and_save_keep_every_name_and_value(loaded: tuple[Classifier, Checkpoint], tmp_path: Path) -> None:
+def test_load_and_save_keep_every_name_and_value(loaded: tuple[Network, Checkpoint], tmp_path: Path) -> None:
     classifier, checkpoint = loaded
     classifier.check(checkpoint.shapes)
     assert classifier.num_labels == 3
     assert classifier.label_names is None
     (tmp_path / "out").mkdir()
-    classifier.save(classifier.load(checkpoint), tmp_path / "out")
+    classifier.save(classifier.load(checkpoint), tmp_path / "out", checkpoint)
     before, after = load_file(checkpoint.path / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor)
 
 
-def test_loading_copies_so_that_training_leaves_the_file_s_tensors_alone(loaded: tuple[Classifier, Checkpoint]) -> None:
+def test_loading_copies_so_that_training_leaves_the_file_s_tensors_alone(loaded: tuple[Network, Checkpoint]) -> None:
     classifier, checkpoint = loaded
     name = next(iter(checkpoint.tensors))
     before = checkpoint.read(name).clone()
@@ -92,7 +97,7 @@ def test_loading_copies_so_that_training_leaves_the_file_s_tensors_alone(loaded:
 
 @pytest.mark.parametrize("num_labels", [3, 5])
 def test_a_new_head_is_seeded_and_the_body_kept(
-    loaded: tuple[Classifier, Checkpoint], family: str, num_labels: int
+    loaded: tuple[Network, Checkpoint], family: str, num_labels: int
 ) -> None:
     classifier, checkpoint = loaded
     base = classifier.load(checkpoint).state_dict()
@@ -124,10 +129,10 @@ def test_half_precision_checkpoints_load_in_float32(family: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK"])
-def test_images_of_any_mode_and_size_enter(loaded: tuple[Classifier, Checkpoint], mode: str) -> None:
+def test_images_of_any_mode_and_size_enter(loaded: tuple[Network, Checkpoint], mode: str) -> None:
     classifier, checkpoint = loaded
     images = [Image.new(mode, (20, 11)), Image.new(mode, (3, 8))]
-    pixels = classifier.preprocessor(checkpoint.path)(images)
+    pixels = image_preprocessor(classifier, FolderSource(checkpoint.path))(images)
     assert pixels.dtype == torch.float32
     assert pixels.shape[0] == 2
     with torch.inference_mode():
@@ -136,12 +141,12 @@ def test_images_of_any_mode_and_size_enter(loaded: tuple[Classifier, Checkpoint]
 
 def test_registered_preprocessing_is_pinned() -> None:
     image = Image.new("L", (8, 8), 51)
-    assert classifier_for(CNN).preprocessor(Path())([image])[0, 0, 0, 0] == pytest.approx(-0.6)
-    scaled = classifier_for({**CNN, "mean": [0.1], "std": [0.2]}).preprocessor(Path())([image])
+    assert image_preprocessor(classifier_for(CNN), FolderSource(Path()))([image])[0, 0, 0, 0] == pytest.approx(-0.6)
+    scaled = image_preprocessor(classifier_for({**CNN, "mean": [0.1], "std": [0.2]}), FolderSource(Path()))([image])
     assert scaled[0, 0, 0, 0] == pytest.approx(0.5)
 
 
-def test_all_mismatches_in_one_error(loaded: tuple[Classifier, Checkpoint], family: str) -> None:
+def test_all_mismatches_in_one_error(loaded: tuple[Network, Checkpoint], family: str) -> None:
     classifier, checkpoint = loaded
     shapes = checkpoint.shapes
     weight, bias = f"{HEADS[family]}weight", f"{HEADS[family]}bias"
@@ -199,7 +204,7 @@ def test_as_many_labels_as_imagenet_21k_has(tmp_path: Path) -> None:
 )
 def test_registered_configs_that_are_refused(change: dict[str, Any], code: str) -> None:
     with pytest.raises(KnownError, match=rf"\({code}\)"):
-        classifier_for({**CNN, **change})
+        image_preprocessor(classifier_for({**CNN, **change}), FolderSource(Path()))
 
 
 def test_a_registered_config_without_its_number_of_classes() -> None:
@@ -246,9 +251,9 @@ def test_a_million_layers_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     code = (
         "import json, sys; from known_core.errors import KnownError\n"
-        "from known_core.tasks.classifiers import classifier_for\n"
+        "from known_core.tasks import TASKS\n"
         "import time; print('ready', flush=True); config = json.load(open(sys.argv[1]))\n"
-        "try: classifier_for(config).check({'x': (1,)})\n"
+        "try: TASKS['image-classification'].network(config).check({'x': (1,)})\n"
         "except KnownError as error: print(error.code)\n"
     )
     done = subprocess.run(
@@ -310,11 +315,10 @@ def test_code_beside_the_weights(tmp_path: Path) -> None:
 
 def test_transformers_checkpoints_need_their_processor(tmp_path: Path) -> None:
     config = save_checkpoint("vit", tmp_path / "m")
-    check_processor(FolderSource(tmp_path / "m"), config)
+    image_preprocessor(classifier_for(config), FolderSource(tmp_path / "m"))
     (tmp_path / "m" / "preprocessor_config.json").unlink()
     with pytest.raises(KnownError, match=r"\(processor_missing\)"):
-        check_processor(FolderSource(tmp_path / "m"), config)
-    check_processor(FolderSource(tmp_path / "m"), CNN)
+        image_preprocessor(classifier_for(config), FolderSource(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +344,7 @@ def test_hostile_processors_are_refused_at_inspection(tmp_path: Path, text: str,
     config = save_checkpoint("vit", tmp_path / "m")
     (tmp_path / "m" / "preprocessor_config.json").write_text(text)
     with pytest.raises(KnownError, match=rf"\({code}\)"):
-        check_processor(FolderSource(tmp_path / "m"), config)
+        image_preprocessor(classifier_for(config), FolderSource(tmp_path / "m"))
 
 
 def test_only_the_processor_file_that_was_checked_is_read(tmp_path: Path) -> None:
@@ -349,4 +353,5 @@ def test_only_the_processor_file_that_was_checked_is_read(tmp_path: Path) -> Non
     (tmp_path / "processor_config.json").write_text(
         '{"image_processor": {"image_processor_type": "ViTImageProcessor", "size": {"height": 4, "width": 4}}}'
     )
-    assert classifier_for(config).preprocessor(tmp_path)([Image.new("RGB", (9, 9))]).shape == (1, 3, 8, 8)
+    pixels = image_preprocessor(classifier_for(config), FolderSource(tmp_path))([Image.new("RGB", (9, 9))])
+    assert pixels.shape == (1, 3, 8, 8)

@@ -20,9 +20,11 @@ from known_core.evaluation import (
     select,
     transfer_probe,
 )  # fmt: skip
+from known_core.inputs import lay_out
 from known_core.spec import EvaluationSettings, JobSpec
 from known_core.statistics import Interval
 from known_core.tasks import TASKS
+from known_core.tasks.opened import OpenTask
 
 GAIN, BIGGER = Interval(0.01, 0.005, 0.015, 3), Interval(0.02, 0.001, 0.039, 3)
 NONE, LOSS = Interval(0.03, -0.01, 0.07, 3), Interval(-0.02, -0.03, -0.01, 3)
@@ -113,9 +115,8 @@ def test_probe_runs() -> None:
 
 def test_the_probe_treats_every_candidate_alike(tiny_spec: JobSpec, tmp_path: Path) -> None:
     """The same weights twice give the same figures, so differences are the candidates' own."""
-    task = TASKS[tiny_spec.task]
-    task.unpack(tiny_spec, tmp_path / "inputs")
-    opened = task.open(tiny_spec, tmp_path / "inputs", tmp_path / "cache")
+    lay_out(tiny_spec, tmp_path / "inputs")
+    opened = OpenTask(TASKS["image-classification"], tiny_spec, tmp_path / "inputs", tmp_path / "cache")
     checkpoint = Checkpoint(tmp_path / "inputs" / "model")
     settings = EvaluationSettings(seeds=3, probe_examples=30, probe_epochs=2, probe_learning_rates=(1e-6, 1e-2))
     calls: list[None] = []

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from known_core import hypermodels, pipeline
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
+from known_core.inputs import lay_out
 from known_core.sample_data import ImageArrays, write_imagefolder
 from known_core.spec import EvaluationSettings, JobSpec, NowcastSettings
 from known_core.tasks import TASKS
 from known_core.tasks.base import Labelled
-from known_core.tasks.image_classification import OpenImageClassification, _stratified_split
+from known_core.tasks.opened import OpenTask, stratified_split
 
 TASK = TASKS["image-classification"]
 
@@ -37,11 +38,9 @@ def refused(spec: JobSpec, code: str, pointer: str) -> KnownError:
     return caught.value
 
 
-def opened(spec: JobSpec, folder: Path) -> OpenImageClassification:
-    TASK.unpack(spec, folder / "inputs")
-    task = TASK.open(spec, folder / "inputs", folder / "cache")
-    assert isinstance(task, OpenImageClassification)
-    return task
+def opened(spec: JobSpec, folder: Path) -> OpenTask:
+    lay_out(spec, folder / "inputs")
+    return OpenTask(TASK, spec, folder / "inputs", folder / "cache")
 
 
 def items_of(part: Labelled) -> list[dict[str, torch.Tensor]]:
@@ -185,16 +184,16 @@ def test_scores_are_in_order_and_those_of_the_network(tiny_spec: JobSpec, tmp_pa
         loss = torch.nn.functional.cross_entropy(logits, item["labels"][None])
         assert scores.loss[index] == pytest.approx(float(loss), abs=1e-5)
     assert scores.correct.mean() > 0.4  # it was trained on these classes
-    batches = list(task.inputs(torch.device("cpu")))
-    assert sum(len(batch) for batch in batches) == 240
+    batches = list(task.inputs(torch.device("cpu"), 64))
+    assert sum(len(batch["pixel_values"]) for batch in batches) == 240
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
-def test_stratified_split(share: float) -> None:
+def teststratified_split(share: float) -> None:
     labels = np.repeat(np.arange(3), [2, 10, 100])
-    first, second = _stratified_split(labels, share, 0)
+    first, second = stratified_split(labels, share, 0)
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(112))
     for label, count in ((0, 2), (1, 10), (2, 100)):
         assert int((labels[first] == label).sum()) == min(max(1, round(share * count)), count - 1)
-    assert np.array_equal(first, _stratified_split(labels, share, 0)[0])
-    assert not np.array_equal(first, _stratified_split(labels, share, 1)[0])
+    assert np.array_equal(first, stratified_split(labels, share, 0)[0])
+    assert not np.array_equal(first, stratified_split(labels, share, 1)[0])

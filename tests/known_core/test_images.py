@@ -18,9 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from known_core.checkpoint.source import open_source, unpack
+from known_core.data import DataFiles, inspect_data, read_data
+from known_core.data.images import LabelledImages, Preprocess
 from known_core.errors import KnownError
 from known_core.sample_data import ImageArrays, write_imagefolder
-from known_core.tasks.images import ImageFiles, LabelledImages, inspect_images, load_images
+from known_core.spec import DataSettings
+from known_core.tasks.image_classification import IMAGE, LABEL
 
 
 def png(value: int = 0, size: int = 4) -> bytes:
@@ -36,22 +39,33 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def inspect(path: Path) -> ImageFiles:
-    return inspect_images(open_source(path, single_file_name="data.parquet"))
+def inspect(path: Path) -> DataFiles:
+    return inspect_data(open_source(path, single_file_name="data.parquet"), (IMAGE, LABEL), DataSettings())
 
 
 def grey(images: list[Image.Image]) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(image.convert("L"), dtype=np.float32))[None] for image in images])
 
 
-def load(path: Path, tmp_path: Path) -> tuple[ImageFiles, LabelledImages, LabelledImages | None]:
+def load(path: Path, tmp_path: Path) -> tuple[DataFiles, LabelledImages, LabelledImages | None]:
     """Unpack and read, as a job does."""
     unpack(path, tmp_path / "unpacked", single_file_name="data.parquet")
     files = inspect(tmp_path / "unpacked")
-    return files, *load_images(tmp_path / "unpacked", files, grey, tmp_path / "cache")
+    return files, *load_images(tmp_path / "unpacked", files, tmp_path / "cache")
 
 
-def contents(files: ImageFiles, part: LabelledImages) -> list[tuple[str, int]]:
+def load_images(
+    folder: Path, files: DataFiles, cache: Path, preprocess: Preprocess = grey
+) -> tuple[LabelledImages, LabelledImages | None]:
+    train, test = (
+        None if rows is None else LabelledImages(rows, np.array(rows["label"]), preprocess)
+        for rows in read_data(folder, files, (IMAGE, LABEL), cache)
+    )
+    assert train is not None
+    return train, test
+
+
+def contents(files: DataFiles, part: LabelledImages) -> list[tuple[str, int]]:
     """Class name and first pixel of every item."""
     items = [part[index] for index in range(len(part))]
     return sorted((files.classes[int(item["labels"])], int(item["pixel_values"][0, 0, 0])) for item in items)
@@ -124,9 +138,9 @@ def test_what_is_counted_is_what_is_read(tmp_path: Path, files: dict[str, int]) 
 
 
 @pytest.mark.parametrize(("files", "code", "part"), [
-    ({}, "dataset_unusable", "no images"),
-    ({"readme.txt": b"x"}, "dataset_unusable", "no images"),
-    ({"1.png": png(), "2.png": png()}, "dataset_unusable", "no images"),
+    ({}, "dataset_unusable", "no examples"),
+    ({"readme.txt": b"x"}, "dataset_unusable", "no examples"),
+    ({"1.png": png(), "2.png": png()}, "dataset_unusable", "no examples"),
     ({"cat/1.png": png(), "cat/2.png": png()}, "dataset_unusable", "'cat'"),
     ({"train/a/1.png": b"", "train/b/1.png": b"", "test/c/1.png": b""}, "dataset_unusable", "['c']"),
     ({"a/1.png": b"", "b/1.png": b"", "load.py": b""}, "dataset_script_refused", "load.py"),
@@ -241,9 +255,15 @@ def test_broken_parquet(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None
 
 
 def test_other_columns(tmp_path: Path) -> None:
-    pq.write_table(table([0, 1], image="picture"), tmp_path / "d.parquet")
-    with pytest.raises(KnownError, match=r"'picture'.*\(dataset_unusable\)"):
+    pq.write_table(table([0, 1], image="scan", label="kind"), tmp_path / "d.parquet")
+    with pytest.raises(KnownError, match=r"'scan'.*\(dataset_unusable\)"):
         inspect(tmp_path / "d.parquet")
+    source = open_source(tmp_path / "d.parquet", single_file_name="data.parquet")
+    columns = {"image": "scan", "label": "kind"}
+    files = inspect_data(source, (IMAGE, LABEL), DataSettings(columns=columns))
+    assert (files.columns, files.train) == ({"image": "scan.bytes", "label": "kind"}, {"0": 1, "1": 1})
+    with pytest.raises(KnownError, match=r"no column 'x'.*\(dataset_unusable\)"):
+        inspect_data(source, (IMAGE, LABEL), DataSettings(columns={"image": "x"}))
 
 
 def test_an_image_column_without_images(tmp_path: Path) -> None:
@@ -308,7 +328,7 @@ def test_batches_cache_and_order(tmp_path: Path) -> None:
         return grey(images)
 
     files = inspect(root)
-    train, _ = load_images(root, files, counted, tmp_path / "cache")
+    train, _ = load_images(root, files, tmp_path / "cache", counted)
     first = [train[index]["pixel_values"].clone() for index in (3, 1)]
     batch = train.__getitems__([1, 7, 3, 3])
     again = [train[index]["pixel_values"] for index in (3, 1)]
@@ -319,7 +339,7 @@ def test_batches_cache_and_order(tmp_path: Path) -> None:
 
 
 def test_sets_too_large_for_memory_are_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("known_core.tasks.images._CACHE_BYTES", 10)
+    monkeypatch.setattr("known_core.data.images._CACHE_BYTES", 10)
     root = write(tmp_path / "d", {"a/1.png": png(1), "b/2.png": png(2)})
     files, train, _ = load(root, tmp_path)
     assert contents(files, train) == contents(files, train) == [("a", 1), ("b", 2)]

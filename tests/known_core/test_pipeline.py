@@ -15,10 +15,12 @@ from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
 from known_core.events import Emit
 from known_core.files import read_json, sha256_file
+from known_core.inputs import lay_out
 from known_core.manifest import verify_manifest
 from known_core.report import _notes
 from known_core.spec import JobSpec, NowcastSettings, OutputSettings
 from known_core.tasks import TASKS
+from known_core.tasks.opened import OpenTask
 
 Event = dict[str, Any]
 PHASES = ["downloading", "evaluating_before", *["forgetting"] * 6, "nowcasting", "calibrating", "evaluating_after",
@@ -169,16 +171,15 @@ def test_only_predicted_weights_and_statistics_differ_from_theta_0(finished: Job
 
 def test_statistics_are_those_of_the_data(finished: Job, tmp_path: Path) -> None:
     """The first layer's running mean of x2 is the mean of its convolution over D_0."""
-    task = TASKS[finished.spec.task]
-    task.unpack(finished.spec, tmp_path / "inputs")
-    opened = task.open(finished.spec, tmp_path / "inputs", tmp_path / "cache")
+    lay_out(finished.spec, tmp_path / "inputs")
+    opened = OpenTask(TASKS["image-classification"], finished.spec, tmp_path / "inputs", tmp_path / "cache")
     checkpoint = Checkpoint(finished.artifacts / "x2")
     with torch.inference_mode():
         means = [
             torch.nn.functional.conv2d(
                 batch, checkpoint.read("features.0.0.weight"), checkpoint.read("features.0.0.bias"), padding=1
             ).mean((0, 2, 3))
-            for batch in opened.inputs(torch.device("cpu"))
+            for batch in opened.inputs(torch.device("cpu"), 32)
             if len(batch) == 32
         ]
     expected = torch.stack(means).mean(0)
@@ -248,7 +249,7 @@ def test_nothing_is_written_for_a_job_that_cannot_be(tiny_spec: JobSpec, tmp_pat
 def test_another_downstream_folder_is_another_input(tiny_spec: JobSpec, tmp_path: Path) -> None:
     """Folders are hashed file by file: a changed request must not take the old data."""
     for name, label in (("a", "5"), ("b", "6")):
-        TASKS[tiny_spec.task].unpack(tiny_spec, tmp_path / name)
+        lay_out(tiny_spec, tmp_path / name)
         (tmp_path / name / "downstream" / "note.txt").write_text(label)
         spec = tiny_spec.model_copy(update={"downstream": tmp_path / name / "downstream"})
         with pytest.raises(Killed):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from known_core.errors import KnownError
-from known_core.tasks.architectures import SmallCNN
+from known_core.models.registered import SmallCNN
 from known_core.training import fine_tune
 
 CPU = torch.device("cpu")

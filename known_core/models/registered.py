@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from known_core.errors import KnownError
+from known_core.models.base import Library, StateDictNetwork, names_of_labels
 
 
 class SmallCNN(nn.Module):
@@ -58,7 +59,7 @@ _INTEGERS: dict[str, tuple[Container[int], str]] = {
     "img_size": (range(8, 1025), "an integer from 8 to 1024"),
     "width": (range(1, 1025), "an integer from 1 to 1024"),
 }
-_NOT_ARGUMENTS = ("architecture", "label_names", "mean", "std")  # config fields that describe data or labels
+_NOT_ARGUMENTS = ("architecture", "library", "label_names", "mean", "std")  # fields that describe data or labels
 
 
 def build_registered(config: dict[str, Any]) -> nn.Module:
@@ -72,7 +73,8 @@ def build_registered(config: dict[str, Any]) -> nn.Module:
         raise KnownError(
             "unsupported_architecture",
             f"architecture {str(name)[:80]!r} is not registered",
-            f"Registered: {sorted(REGISTERED)}. Any transformers image-classification model is taken as a folder.",
+            f"Registered: {sorted(REGISTERED)}. For others say whose they are: "
+            '{"library": "timm" or "torchvision", "architecture": ..., "num_classes": ...}.',
         )
     arguments = {key: value for key, value in config.items() if key not in _NOT_ARGUMENTS}
     accepted = inspect.signature(REGISTERED[name]).parameters
@@ -91,3 +93,19 @@ def build_registered(config: dict[str, Any]) -> nn.Module:
         raise KnownError(
             "config_invalid", f"{name} cannot be built: {str(error)[:200]}", f"Its arguments: {sorted(accepted)}."
         ) from error
+
+
+class RegisteredNetwork(StateDictNetwork):
+    """A plain state dict of an architecture in :data:`REGISTERED`."""
+
+    library: Library = "registered"
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            build_registered(config)  # says what is wrong with the config
+        self.architecture, num_labels = config["architecture"], int(config["num_classes"])
+        names = names_of_labels(config.get("label_names"), num_labels, "label_names")
+        super().__init__(config, lambda count: build_registered({**config, "num_classes": count}), num_labels, names)
+
+    def _with_labels(self, network: nn.Module) -> nn.Module:
+        return network  # it takes them itself

@@ -1,0 +1,144 @@
+"""A task with a job's model and data loaded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from known_core.checkpoint import Checkpoint
+from known_core.checkpoint.source import FolderSource, Layered
+from known_core.data import DataFiles, inspect_data, read_data
+from known_core.models.opening import open_network
+from known_core.spec import DataSettings, JobSpec
+from known_core.tasks.base import Collate, Labelled, Scores, Task, match_labels
+
+
+class OpenTask:
+    """The splits of a job, its network, and how both are scored.
+
+    Args:
+        folder: what :func:`known_core.inputs.unpack` laid out.
+        cache: where rows are kept, memory-mapped.
+    """
+
+    d0: Labelled  # the training data, evaluation examples taken out
+    evaluation: Labelled  # examples of D_0's own task that the stages never train on
+    probe_pool: Labelled  # downstream examples to fine-tune on
+    probe_test: Labelled  # downstream examples to measure on
+
+    def __init__(self, task: Task, spec: JobSpec, folder: Path, cache: Path) -> None:
+        model, base_folder = FolderSource(folder / "model"), folder / "base"
+        base = FolderSource(base_folder) if base_folder.is_dir() else None
+        self.task = task
+        self.network = open_network(task.network, model, None, base, base_folder)
+        self._processor = task.processor(self.network, Layered(model, base), spec.forgetting.max_length)
+        seed, holdout = spec.forgetting.seed, spec.evaluation.holdout
+
+        self._files, train, test = self._read(folder / "dataset", spec.data, cache / "dataset", seed, own=True)
+        if test is None:
+            held_out, kept = stratified_split(train.labels, holdout, seed)
+            self.d0, self.evaluation = part(train, kept), part(train, held_out)
+        else:
+            self.d0, self.evaluation = train, test
+        self._has_test_split = test is not None
+
+        self._given_downstream = spec.downstream is not None
+        if spec.downstream is None:
+            pool, rest = stratified_split(self.evaluation.labels, 0.5, seed)
+            self.probe_pool, self.probe_test = part(self.evaluation, pool), part(self.evaluation, rest)
+            self._probe_classes = self.network.num_labels
+        else:
+            files, train, test = self._read(
+                folder / "downstream", spec.downstream_data, cache / "downstream", seed, own=False
+            )
+            self._probe_classes = len(files.classes)
+            if test is None:
+                rest, pool = stratified_split(train.labels, 0.5, seed)
+                self.probe_pool, self.probe_test = part(train, pool), part(train, rest)
+            else:
+                self.probe_pool, self.probe_test = train, test
+
+    def _read(
+        self, folder: Path, settings: DataSettings, cache: Path, seed: int, *, own: bool
+    ) -> tuple[DataFiles, Labelled, Labelled | None]:
+        """Files and splits; ``own`` where the labels are the model's, not those of a new head."""
+        files = inspect_data(FolderSource(folder), self.task.roles(self.network), settings)
+        if own or not self.task.new_head:
+            to_model = match_labels(files, self.network, settings.labels)
+        else:
+            to_model = np.arange(len(files.classes))
+        train, test = read_data(folder, files, self.task.roles(self.network), cache)
+        if settings.max_examples is not None and settings.max_examples < len(train):
+            chosen = np.random.default_rng([seed, 3]).choice(len(train), settings.max_examples, replace=False)
+            train = train.select(np.sort(chosen))
+        examples = [self.task.examples(rows, to_model, self._processor) for rows in (train, test) if rows is not None]
+        return files, examples[0], examples[1] if test is not None else None
+
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """The network with these weights, float32, on the CPU."""
+        return self.network.load(checkpoint)
+
+    def load_for_probe(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
+        """The same, with a new head from the seed where the downstream labels are others."""
+        if not self.task.new_head:
+            return self.network.load(checkpoint)
+        return self.network.load_with_new_head(checkpoint, self._probe_classes, seed)
+
+    def save(self, model: nn.Module, folder: Path, original: Checkpoint) -> None:
+        """One state, as safetensors under the names of the original checkpoint."""
+        self.network.save(model, folder, original)
+
+    def collate(self, *, training: bool) -> Collate:
+        return self.task.collate(self._processor, training=training)
+
+    @torch.inference_mode()
+    def score(self, model: nn.Module, items: Dataset[Any], device: torch.device) -> Scores:
+        """How the model does on each item, in order."""
+        model.to(device).eval()
+        correct, loss = [], []
+        size = self.task.defaults.evaluation_batch_size
+        for batch in DataLoader(items, batch_size=size, collate_fn=self.collate(training=False)):
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            labels = on_device.pop("labels")
+            logits = model(**on_device)["logits"].float()
+            measured = self.task.measure(logits, {**on_device, "labels": labels})
+            correct.append(measured[0].double().cpu().numpy())
+            loss.append(measured[1].double().cpu().numpy())
+        return Scores(np.concatenate(correct), np.concatenate(loss))
+
+    def inputs(self, device: torch.device, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """The inputs of D_0 in batches, for calibration."""
+        for batch in DataLoader(self.d0.items, batch_size=batch_size, collate_fn=self.collate(training=False)):
+            yield {name: value.to(device) for name, value in batch.items() if name != "labels"}
+
+    def summary(self) -> dict[str, Any]:
+        """What was understood of the inputs, for the report."""
+        return {
+            "d0_examples": len(self.d0.labels),
+            "evaluation_examples": len(self.evaluation.labels),
+            "evaluation_source": "test split" if self._has_test_split else "held out of the training data",
+            "downstream_source": "given" if self._given_downstream else "half of the evaluation examples, new head",
+            "probe_pool_examples": len(self.probe_pool.labels),
+            "probe_test_examples": len(self.probe_test.labels),
+        }
+
+
+def part(whole: Labelled, indices: NDArray[np.int64]) -> Labelled:
+    return Labelled(Subset(whole.items, indices.tolist()), whole.labels[indices])
+
+
+def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two sorted index lists; the first has about ``share`` of each class, at least one of each that has two."""
+    generator = np.random.default_rng([seed, 1])
+    first = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        first.append(members[:count])
+    chosen = np.sort(np.concatenate(first))
+    return chosen, np.setdiff1d(np.arange(len(labels)), chosen)

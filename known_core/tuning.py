@@ -1,0 +1,104 @@
+"""Training settings that a request leaves open: the task's own, and what fits the device, found by trial."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+
+from known_core.checkpoint import Checkpoint
+from known_core.errors import KnownError
+from known_core.models.base import Network
+from known_core.spec import ForgettingSettings, JobSpec
+from known_core.tasks.opened import OpenTask
+from known_core.training import enable_checkpointing
+
+_ADAPTER_LEARNING_RATE = 2e-4  # LoRA's low-rank factors take larger steps (Hu et al. 2022 used 2e-4 for GPT-2)
+
+
+def with_defaults(spec: JobSpec, task: OpenTask, device: torch.device) -> JobSpec:
+    """The same job with nothing left open but what a trial has to find (:func:`fit_to_memory`)."""
+    defaults, asked = task.task.defaults, spec.forgetting
+    forgetting = asked.model_copy(
+        update={
+            "learning_rate": asked.learning_rate or _learning_rate(task.network, defaults.learning_rate),
+            "batch_size": asked.batch_size or defaults.batch_size,
+            "precision": _precision(device) if asked.precision == "auto" else asked.precision,
+        }
+    )
+    grid = spec.evaluation.probe_learning_rates or defaults.probe_learning_rates
+    evaluation = spec.evaluation.model_copy(update={"probe_learning_rates": grid})
+    return spec.model_copy(update={"forgetting": forgetting, "evaluation": evaluation})
+
+
+def _learning_rate(network: Network, default: float) -> float:
+    return _ADAPTER_LEARNING_RATE if network.library == "peft" else default
+
+
+def _precision(device: torch.device) -> str:
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def fit_to_memory(
+    task: OpenTask, start: Checkpoint, settings: ForgettingSettings, device: torch.device
+) -> dict[str, Any]:
+    """How many examples to hold in memory at once, and whether to trade time for memory.
+
+    On a GPU one step with the longest examples is tried, and halved while memory runs out; on a CPU, where running out
+    ends the process, the whole batch is taken as it is. The effective batch size stays the one asked for.
+
+    Returns:
+        The settings ``micro_batch_size`` and ``gradient_checkpointing``.
+
+    Raises:
+        KnownError: ``out_of_memory`` where not even one example fits.
+    """
+    assert settings.batch_size is not None
+    wish, checkpointing = settings.micro_batch_size or settings.batch_size, bool(settings.gradient_checkpointing)
+    if device.type != "cuda" or settings.micro_batch_size is not None:
+        return {"micro_batch_size": min(wish, settings.batch_size), "gradient_checkpointing": checkpointing}
+    micro = settings.batch_size
+    while True:
+        if _fits(task, start, micro, checkpointing, device):
+            return {"micro_batch_size": micro, "gradient_checkpointing": checkpointing}
+        if micro == 1 and (checkpointing or settings.gradient_checkpointing is False):
+            raise KnownError(
+                "out_of_memory",
+                f"not even one example fits into the memory of {torch.cuda.get_device_name(device)}",
+                "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
+            )
+        if micro <= max(1, settings.batch_size // 8) and not checkpointing and settings.gradient_checkpointing is None:
+            micro, checkpointing = settings.batch_size, True
+        else:
+            micro = max(1, micro // 2)
+
+
+def _fits(task: OpenTask, start: Checkpoint, micro: int, checkpointing: bool, device: torch.device) -> bool:
+    """Whether one training step fits into memory."""
+    count = len(task.d0.labels)
+    items = [task.d0.items[index % count] for index in range(max(micro, 64))]
+    longest = sorted(items, key=_elements)[-micro:]
+    model: nn.Module | None = None
+    try:
+        model = task.load(start).to(device).train()
+        if checkpointing:
+            enable_checkpointing(model)
+        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.0)
+        batch = {name: value.to(device) for name, value in task.collate(training=True)(longest).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=torch.cuda.is_bf16_supported()):
+            loss = model(**batch)["loss"]
+        loss.backward()
+        optimizer.step()
+    except Exception as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    finally:
+        del model
+        torch.cuda.empty_cache()
+    return True
+
+
+def _elements(item: Mapping[str, torch.Tensor]) -> int:
+    return sum(value.numel() for value in item.values())
