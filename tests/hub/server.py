@@ -129,7 +129,7 @@ class LocalHub:
         self.requests: list[str] = []
         self.body_bytes = 0
         self.served: dict[str, bytes] = {}  # other bytes than those of the file with this sha256
-        self.redirects_lfs = False  # to another path, as the real Hub sends them to its storage
+        self.redirects_lfs = False  # to another host, as the real Hub sends them to its storage
         self._page_entries = page_entries
         self._multipart_bytes = multipart_bytes
         self._lfs: dict[str, bytes] = {}
@@ -423,10 +423,13 @@ class LocalHub:
         if file.lfs:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.data))}
             if self.redirects_lfs:
-                return Response(status_code=302, headers={**headers, "Location": f"{self.url}/storage/{file.sha256}"})
+                storage = self.url.replace("127.0.0.1", "localhost")
+                return Response(status_code=302, headers={**headers, "Location": f"{storage}/storage/{file.sha256}"})
         return self._body(request, file, headers)
 
     async def _storage(self, request: Request, oid: str) -> Response:
+        if "authorization" in request.headers:
+            raise Problem(400, "a token was sent to another host")
         files = (
             file for repo in self.repos.values() for commit in repo.commits.values() for file in commit.files.values()
         )
