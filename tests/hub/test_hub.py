@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save
 
-from known_core import hub as module
 from known_core.checkpoint.header import read_header
 from known_core.checkpoint.reader import read_headers
 from known_core.errors import KnownError
 from known_core.hub import Hub, HubRef, check_endpoint, hub_errors, needed_files
+from known_core.hub import client as client_module
 from tests.hub.server import Fault, File, LocalHub, Repo
 
 CANARY = "hf_canarytokenthatmustnotleak"
@@ -152,6 +153,7 @@ def test_needed_files_of_a_model() -> None:
             "sub/model.safetensors", "model.fp16.safetensors", "model.fp16.safetensors.index.json"}  # fmt: skip
     assert set(needed_files(kept | left, "model")) == kept
     assert needed_files(["train.py", ".gitattributes", "a.bin"], "dataset") == ["a.bin", "train.py"]
+    assert needed_files(["config.json", "unet/x.safetensors", "unet/x.bin"], "model") == ["config.json"]
     assert needed_files(["a.safetensors", "b.safetensors"], "model") == ["a.safetensors", "b.safetensors"]
 
 
@@ -368,7 +370,7 @@ def test_a_full_disk_is_said(make: Make, repo: Repo, tmp_path: Path, monkeypatch
     def full(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "link_or_copy", full)
+    monkeypatch.setattr(client_module, "link_or_copy", full)
     with pytest.raises(KnownError) as caught:
         make().fetch(ref, tmp_path / "job", list(FILES), ignore)
     assert (caught.value.code, caught.value.retryable) == ("disk_full", True)
@@ -529,6 +531,20 @@ def test_trim_leaves_what_another_process_uses(make: Make, cached: list[HubRef])
     finally:
         done.set()
         holder.join()
+    make(max_cache_bytes=0).trim()
+    assert left(make(), cached) == [False, False, False]
+
+
+def test_fetches_and_trims_at_once(make: Make, cached: list[HubRef], tmp_path: Path) -> None:
+    def job(number: int) -> None:
+        for turn in range(5):
+            ref, target = cached[(number + turn) % 3], tmp_path / f"{number}-{turn}"
+            make(max_cache_bytes=0).fetch(ref, target, ["a.zip"], ignore)
+            assert (target / "a.zip").read_bytes() == bytes([int(ref.repo_id[-1])]) * 100_000
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(job, number) for number in range(6)]:
+            done.result()
     make(max_cache_bytes=0).trim()
     assert left(make(), cached) == [False, False, False]
 

@@ -1,324 +1,35 @@
-"""Reading from the Hugging Face Hub: resolve a revision, look into it, fetch its files through one shared cache.
+"""The Hub as one account sees it: commits, listings, parts of files, and files through a cache that is shared."""
 
-Every failure is a :class:`KnownError`, made in :func:`hub_errors`. Tokens stay in :class:`Hub`: they are in no message,
-no repr, and the errors of the client, which hold the request, are not chained to ours.
-"""
-
-import errno
 import fcntl
 import hashlib
 import io
-import json
 import os
-import re
 import shutil
-import socket
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO
 
-import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url, scan_cache_dir
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-    http_stream_backoff,
-    tqdm,
-    validate_repo_id,
-)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, http_stream_backoff, tqdm
 
-from known_core.checkpoint.reader import INDEX, WEIGHTS, weight_files
+from known_core.checkpoint.reader import INDEX, weight_files
 from known_core.errors import KnownError
 from known_core.files import link_or_copy
-
-Kind = Literal["model", "dataset"]
-T = TypeVar("T")
+from known_core.hub.errors import disk_full, hub_errors, patiently, unreachable
+from known_core.hub.needed import needed_files
+from known_core.hub.ref import HubRef
 
 SMALL_BYTES = 10_000_000  # files below come whole, through the cache; of larger ones only the parts that are read
 READAHEAD_BYTES = 1 << 18  # holds the header of most safetensors files and the footer of most parquet files
-WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each repetition of what may pass
 TIMEOUT_S = 60.0  # without a byte from the Hub; the client's own default is to wait for ever
 PARALLEL = 3  # downloads
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_REVISION = re.compile(r"(?!.*\.\.)[^\s~^:?*\[\\\x00-\x1f\x7f]{1,255}")  # what git takes as a name, nearly
-_ADAPTER = "adapter_model.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_OTHER_FORMATS = (*_PICKLES, ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf", ".tflite", ".mlmodel")
-_OTHER_FOLDERS = frozenset({"onnx", "coreml", "openvino"})
-
-
-@dataclass(frozen=True)
-class HubRef:
-    """A repository on the Hub at a revision: a branch, a tag, ``refs/pr/1``, a commit; None is main.
-
-    Raises:
-        KnownError: ``repo_id_invalid``, ``hub_revision_not_found`` for what cannot be the name of a revision.
-    """
-
-    repo_id: str
-    revision: str | None = None
-    kind: Kind = "model"
-
-    def __post_init__(self) -> None:
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            raise _repo_id_invalid(self.repo_id) from error
-        if self.revision is not None and not _REVISION.fullmatch(self.revision):
-            raise KnownError(
-                "hub_revision_not_found",
-                f"{self.revision[:120]!r} cannot be the name of a revision",
-                "Give a branch, a tag, refs/pr/N or a commit.",
-            )
-
-    @classmethod
-    def parse(cls, text: str, kind: Kind = "model") -> "HubRef":
-        """Read ``hub:user/name@revision``; the beginning ``hub:`` and the revision may be left out.
-
-        Raises:
-            KnownError: ``repo_id_invalid``, ``hub_revision_not_found``.
-        """
-        repo_id, at, revision = text.removeprefix("hub:").partition("@")
-        return cls(repo_id, revision if at else None, kind)
-
-    @property
-    def label(self) -> str:
-        """For people: ``user/name@abcdef12``."""
-        if self.revision is None:
-            return self.repo_id
-        return f"{self.repo_id}@{self.revision[:8] if self.resolved else self.revision}"
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the revision is a whole commit id, so that it always means the same files."""
-        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
-
-
-def _repo_id_invalid(repo_id: str) -> KnownError:
-    return KnownError(
-        "repo_id_invalid", f"{repo_id[:120]!r} is not the id of a repository", "Give it as on its page: user/name."
-    )
-
-
-def check_endpoint(endpoint: str, allowed: Sequence[str]) -> None:
-    """Check that a Hub's address is one of those the operator allows, so that nobody makes us call another host.
-
-    Raises:
-        KnownError: ``endpoint_not_allowed``.
-    """
-    if _address(endpoint) not in {_address(one) for one in allowed} - {None}:
-        raise KnownError(
-            "endpoint_not_allowed",
-            f"the Hub endpoint {endpoint[:120]!r} is not allowed here",
-            f"Allowed: {', '.join(allowed) or 'none'}. The operator can add others.",
-        )
-
-
-def _address(url: str) -> tuple[str, str, int | None, str] | None:
-    """The parts of a plain http(s) address that count, or None."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    except (ValueError, KeyError):
-        return None
-    if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
-        return None
-    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
-
-
-@contextmanager
-def hub_errors(ref: HubRef) -> Iterator[None]:
-    """Whatever huggingface_hub raises inside becomes a :class:`KnownError` that names the repository and the remedy.
-
-    Raises:
-        KnownError: ``hub_gated``, ``hub_not_found``, ``hub_revision_not_found``, ``hub_file_missing``,
-            ``hub_token_refused``, ``hub_forbidden``, ``hub_refused``, ``hub_rate_limited``, ``hub_unreachable``,
-            ``hub_offline``, ``repo_id_invalid``, ``disk_full``.
-    """
-    try:
-        yield
-    except HFValidationError:
-        raise _repo_id_invalid(ref.repo_id) from None
-    except (httpx2.HTTPError, OSError, XetDownloadError, json.JSONDecodeError) as error:
-        known = _translated(error, ref)
-        if known is None:
-            raise
-        raise known from None  # the client's errors hold the request, and with it the token and signed addresses
-
-
-def _translated(error: BaseException, ref: HubRef) -> KnownError | None:
-    repo = f"the {ref.kind} {ref.label}"
-    match error:
-        case LocalEntryNotFoundError() if error.__cause__ is not None:  # why the client then looked into its cache
-            return _translated(error.__cause__, ref)
-        case OfflineModeIsEnabled():
-            return KnownError(
-                "hub_offline", f"{repo} is not reached: HF_HUB_OFFLINE is set", "Unset it, or give files instead."
-            )
-        case GatedRepoError():
-            return KnownError(
-                "hub_gated",
-                f"{repo} is gated, and this access does not open it",
-                "Ask for access on its page, then give a token of the account that was granted it.",
-            )
-        case RepositoryNotFoundError() | DisabledRepoError():
-            return KnownError(
-                "hub_not_found",
-                f"{repo} is not there, or not for this access",
-                "Check the id. If it is private, give a token with read access to it.",
-            )
-        case RevisionNotFoundError():
-            return KnownError(
-                "hub_revision_not_found",
-                f"{repo}: there is no such revision",
-                "Give a branch, a tag, refs/pr/N or a commit of this repository.",
-            )
-        case RemoteEntryNotFoundError():
-            return KnownError("hub_file_missing", f"{repo}: a file is not there", "Check its files at this revision.")
-        case HfHubHTTPError():
-            return _refused(error, repo)
-        case OSError(errno=errno.ENOSPC):
-            return _disk_full(f"the disk filled up while {ref.label} was fetched")
-        case OSError() if error.errno is not None and not isinstance(error, _NO_CONNECTION):
-            return None  # the file system's, not the Hub's
-        case _:
-            return _unreachable(repo, type(error).__name__)
-
-
-_NO_CONNECTION = (ConnectionError, TimeoutError, socket.gaierror, FileMetadataError)
-
-
-def _refused(error: HfHubHTTPError, repo: str) -> KnownError:
-    status = error.response.status_code
-    if status == 401:
-        return KnownError(
-            "hub_token_refused", f"{repo}: the Hub does not take the token", "Give one that has not been revoked."
-        )
-    if status == 403:
-        return KnownError(
-            "hub_forbidden",
-            f"{repo}: the token has no right to this",
-            "Give a token with write access to this repository's owner, or read access where nothing is written.",
-        )
-    if status == 404:
-        return KnownError("hub_not_found", f"{repo} is not there", "Check the id and the endpoint.")
-    if status == 429:
-        return KnownError(
-            "hub_rate_limited",
-            f"{repo}: the Hub asks to slow down",
-            "Try again in five minutes; a token has a higher limit than none.",
-            retryable=True,
-        )
-    if status >= 500 or status == 408:
-        return _unreachable(repo, f"status {status}")
-    return KnownError(
-        "hub_refused",
-        f"{repo}: the Hub refused with status {status}: {_without_tokens(error.server_message or '')[:300]}",
-        "Its message says what to change.",
-    )
-
-
-def _without_tokens(text: str) -> str:
-    return re.sub(r"hf_\w+", "hf_…", text)
-
-
-def _unreachable(repo: str, reason: str) -> KnownError:
-    return KnownError(
-        "hub_unreachable",
-        f"{repo}: the Hub does not answer as it should ({reason})",
-        "Check the connection and https://status.huggingface.co, then try again.",
-        retryable=True,
-    )
-
-
-def _disk_full(message: str) -> KnownError:
-    return KnownError(
-        "disk_full", message, "Free space and run it again: what has arrived is kept.", retryable=True
-    )  # fmt: skip
-
-
-def _patiently(ref: HubRef, call: Callable[[], T]) -> T:
-    """What ``call`` returns, called again after a while when the Hub is down or asks to slow down.
-
-    The client repeats some requests by itself, but neither a GET that is answered by 5xx nor the routes of its API.
-    """
-    for wait_s in WAITS_S:
-        try:
-            with hub_errors(ref):
-                return call()
-        except KnownError as error:
-            if error.code not in ("hub_unreachable", "hub_rate_limited"):
-                raise
-        time.sleep(wait_s)
-    with hub_errors(ref):
-        return call()
-
-
-def needed_files(names: Iterable[str], kind: Kind, shards: Collection[str] = ()) -> list[str]:
-    """Leave out what is not used of a repository: weights in other formats, and second copies of the weights.
-
-    Args:
-        names: all files of the repository.
-        kind: of a data set everything is needed.
-        shards: the files that ``model.safetensors.index.json`` names, where it is there.
-
-    Returns:
-        The names that are needed, sorted; everything that is no weights is among them, to be carried over.
-
-    Raises:
-        KnownError: ``unsafe_format`` when all weights are pickles. They are never loaded.
-    """
-    names = sorted(set(names) - {".gitattributes"})
-    if kind == "dataset":
-        return names
-    tops = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles and not tops:
-        raise KnownError(
-            "unsafe_format",
-            f"the weights are in {pickles[0][:120]!r}, a format that can run code",
-            "Name a revision that was converted, such as refs/pr/1, or convert it to safetensors: "
-            "https://huggingface.co/spaces/safetensors/convert",
-        )
-    if shards:
-        chosen = {INDEX, *shards, _ADAPTER}
-    elif WEIGHTS in names:
-        chosen = {WEIGHTS, _ADAPTER}
-    else:
-        chosen = {INDEX, *tops}
-    return [name for name in names if _is_needed(name, names, chosen)]
-
-
-def _is_needed(name: str, names: Sequence[str], chosen: Collection[str]) -> bool:
-    weights = name.removesuffix(".index.json")
-    if weights.endswith(".safetensors"):
-        return name in chosen
-    openvino = name.endswith(".xml") and name.removesuffix(".xml") + ".bin" in names
-    elsewhere = any(part in _OTHER_FOLDERS or part.endswith(".mlpackage") for part in name.split("/")[:-1])
-    return not (openvino or elsewhere or weights.endswith(_OTHER_FORMATS))
 
 
 @dataclass(frozen=True)
@@ -357,10 +68,10 @@ class Hub:
         def info() -> Any:
             return self._api.repo_info(ref.repo_id, revision=ref.revision, repo_type=ref.kind)
 
-        answer = _patiently(ref, info)
+        answer = patiently(ref, info)
         resolved = HubRef(answer.id, answer.sha, ref.kind)
         if not resolved.resolved:
-            raise _unreachable(f"the {ref.kind} {ref.label}", "its answer names no commit")
+            raise unreachable(f"the {ref.kind} {ref.label}", "its answer names no commit")
         return resolved
 
     def source(self, ref: HubRef) -> "HubSource":
@@ -461,7 +172,7 @@ class Hub:
             tree = api.list_repo_tree(ref.repo_id, recursive=True, revision=ref.revision, repo_type=ref.kind)
             return [entry for entry in tree if isinstance(entry, RepoFile)]
 
-        files = {file.path: file for file in _patiently(ref, listing)}
+        files = {file.path: file for file in patiently(ref, listing)}
         for name in files:
             if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name or "\0" in name:
                 raise KnownError("archive_path_invalid", f"{ref.label} holds the path {name[:120]!r}", "Rename it.")
@@ -493,7 +204,7 @@ class Hub:
                 )
             )
 
-        path = _patiently(ref, download)
+        path = patiently(ref, download)
         blob = path.resolve()
         if _digest(blob, file) != (file.lfs.sha256 if file.lfs else file.blob_id):
             path.unlink(missing_ok=True)
@@ -526,13 +237,13 @@ class Hub:
                 )
             return data
 
-        return _patiently(ref, part)
+        return patiently(ref, part)
 
     def _check_space(self, ref: HubRef, files: Iterable[RepoFile]) -> None:
         missing = sum(file.size for file in files if not (self._snapshot(ref) / file.path).exists())
         free = shutil.disk_usage(self.cache).free
         if missing > free:
-            raise _disk_full(f"{ref.label} needs {missing:,} bytes in {self.cache}, and {free:,} are free")
+            raise disk_full(f"{ref.label} needs {missing:,} bytes in {self.cache}, and {free:,} are free")
 
     def _snapshot(self, ref: HubRef) -> Path:
         folder = repo_folder_name(repo_id=ref.repo_id, repo_type=ref.kind)
