@@ -5,7 +5,6 @@ The client's errors hold the request, and with it the token and signed addresses
 
 import errno
 import json
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -120,13 +119,16 @@ def _refused(error: HfHubHTTPError, repo: str) -> KnownError:
         return unreachable(repo, f"status {status}")
     return KnownError(
         "hub_refused",
-        f"{repo}: the Hub refused with status {status}: {_without_tokens(error.server_message or '')[:300]}",
+        f"{repo}: the Hub refused with status {status}: {_message(error)[:300]}",
         "Its message says what to change.",
     )
 
 
-def _without_tokens(text: str) -> str:
-    return re.sub(r"hf_\w+", "hf_…", text)
+def _message(error: HfHubHTTPError) -> str:
+    """What the server says, without the token in case it repeats what it was sent."""
+    token = error.response.request.headers.get("authorization", "").removeprefix("Bearer ")
+    message = error.server_message or ""
+    return message.replace(token, "…") if token else message
 
 
 def unreachable(repo: str, reason: str) -> KnownError:
@@ -141,9 +143,7 @@ def unreachable(repo: str, reason: str) -> KnownError:
 
 def disk_full(message: str) -> KnownError:
     """Returns: the error that says so; the cache keeps what has arrived."""
-    return KnownError(
-        "disk_full", message, "Free space and run it again: what has arrived is kept.", retryable=True
-    )  # fmt: skip
+    return KnownError("disk_full", message, "Free space and run it again: what has arrived is kept.", retryable=True)
 
 
 def patiently(ref: HubRef, call: Callable[[], T]) -> T:
