@@ -1,7 +1,8 @@
 """A local Hub: the routes that huggingface_hub 2.x uses, over real HTTP, everything in memory.
 
 The routes and their answers were found by running the official client; git objects are only names here, Xet is not
-served (set HF_HUB_DISABLE_XET=1). ``faults`` makes requests fail, ``requests`` lists what was asked.
+served: downloads need none, for uploads set HF_HUB_DISABLE_XET=1. ``faults`` makes requests fail, ``requests`` lists
+what was asked, ``body_bytes`` counts what was sent of files.
 """
 
 import base64
@@ -84,7 +85,9 @@ class Repo:
         return self.commits[oid]
 
     def at(self, revision: str) -> Commit | None:
-        return self.commits.get(self.refs.get(revision, revision))
+        """The commit of a branch, a tag, or of the beginning of its id."""
+        oid = self.refs.get(revision, revision)
+        return next((self.commits[known] for known in self.commits if len(oid) >= 7 and known.startswith(oid)), None)
 
     @property
     def owner(self) -> str:
@@ -100,6 +103,7 @@ class Fault:
     status: int = 503
     times: int = 1
     cut_after: int | None = None  # bytes of the body
+    message: str = "injected"
 
 
 class Problem(Exception):
@@ -114,13 +118,19 @@ class LocalHub:
     Args:
         users: access tokens and the users they belong to.
         multipart_bytes: LFS files above this size are uploaded in parts of that size.
+        page_entries: the tree of a repository comes in pages of so many files.
     """
 
-    def __init__(self, users: Mapping[str, str], multipart_bytes: int = 5_000_000) -> None:
+    def __init__(self, users: Mapping[str, str], multipart_bytes: int = 5_000_000, page_entries: int = 1000) -> None:
         self.users = dict(users)
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.renamed: dict[tuple[str, str], str] = {}  # old id to new id
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.body_bytes = 0
+        self.served: dict[str, bytes] = {}  # other bytes than those of the file with this sha256
+        self.redirects_lfs = False  # to another host, as the real Hub sends them to its storage
+        self._page_entries = page_entries
         self._multipart_bytes = multipart_bytes
         self._lfs: dict[str, bytes] = {}
         self._parts: dict[tuple[str, int], bytes] = {}
@@ -150,12 +160,22 @@ class LocalHub:
         repo.commit("main", "files", {path: File(data, _is_large(path)) for path, data in files.items()})
         return repo
 
+    def rename(self, kind: str, old: str, new: str) -> None:
+        """Give a repository another id; the old one leads there."""
+        repo = self.repos[kind, new] = self.repos.pop((kind, old))
+        repo.id = new
+        self.renamed[kind, old] = new
+
     async def _answer(self, request: Request) -> Response:
         path = request.scope["raw_path"].decode().partition("?")[0]
         self.requests.append(f"{request.method} {path}")
         fault = self._fault(request.method, path)
         if fault is not None and fault.cut_after is None:
-            return JSONResponse({"error": "injected"}, fault.status)
+            return JSONResponse({"error": fault.message}, fault.status)
+        moved = self._moved(path)
+        if moved:
+            query = f"?{request.url.query}" if request.url.query else ""
+            return Response(status_code=307, headers={"Location": self.url + moved + query})
         try:
             for method, pattern, answer in self._routes():
                 found = re.fullmatch(pattern, path)
@@ -168,6 +188,15 @@ class LocalHub:
         except Problem as problem:
             headers = {"X-Error-Message": problem.message} | ({"X-Error-Code": problem.code} if problem.code else {})
             return JSONResponse({"error": problem.message}, problem.status, headers)
+
+    def _moved(self, path: str) -> str | None:
+        """The same path below the repository's new id, where it has one."""
+        for (kind, old), new in self.renamed.items():
+            stems = (f"/api/{kind}/", "/datasets/" if kind == "datasets" else "/")
+            for stem in stems:
+                if path.startswith((f"{stem}{old}/", f"{stem}{old}.git/")) or path == stem + old:
+                    return stem + new + path.removeprefix(stem + old)
+        return None
 
     def _fault(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
@@ -187,6 +216,7 @@ class LocalHub:
             ("GET", rf"{api}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", self._tree),
             ("POST", rf"{api}/paths-info/(?P<revision>[^/]+)", self._paths_info),
             ("GET", rf"{api}/refs", self._refs),
+            ("GET", rf"{api}/auth-check", self._auth_check),
             ("POST", rf"{api}/preupload/(?P<revision>[^/]+)", self._preupload),
             ("POST", rf"{api}/commit/(?P<revision>[^/]+)", self._commit),
             ("POST", rf"{page}\.git/info/lfs/objects/batch", self._lfs_batch),
@@ -194,6 +224,7 @@ class LocalHub:
             ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<number>\d+)", self._lfs_put_part),
             ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/complete", self._lfs_complete),
             ("POST", r"/lfs/verify", self._lfs_verify),
+            ("GET|HEAD", r"/storage/(?P<oid>[0-9a-f]{64})", self._storage),
             ("GET|HEAD", rf"{page}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self._resolve),
         ]  # fmt: skip
 
@@ -257,7 +288,7 @@ class LocalHub:
         })  # fmt: skip
 
     async def _tree(self, request: Request, kind: str, id: str, revision: str, path: str) -> Response:
-        commit = self._at(self._repo(request, kind, id, content=True), revision)
+        commit = self._at(self._repo(request, kind, id), revision)  # of gated ones too, as on the real Hub
         prefix = f"{path}/" if path else ""
         below = {name: file for name, file in commit.files.items() if name.startswith(prefix)}
         if path and not below:
@@ -270,12 +301,20 @@ class LocalHub:
         shown = (
             below if recursive else {name: file for name, file in below.items() if "/" not in name.removeprefix(prefix)}
         )
-        return JSONResponse([*entries, *(_entry(name, file) for name, file in sorted(shown.items()))])
+        entries += [_entry(name, file) for name, file in sorted(shown.items())]
+        begin = int(request.query_params.get("cursor", 0))
+        end = begin + self._page_entries
+        following = f'<{request.url.include_query_params(cursor=end)}>; rel="next"'
+        return JSONResponse(entries[begin:end], headers={"Link": following} if end < len(entries) else None)
 
     async def _paths_info(self, request: Request, kind: str, id: str, revision: str) -> Response:
         commit = self._at(self._repo(request, kind, id, content=True), revision)
         wanted = parse_qs((await request.body()).decode()).get("paths", [])
         return JSONResponse([_entry(name, commit.files[name]) for name in wanted if name in commit.files])
+
+    async def _auth_check(self, request: Request, kind: str, id: str) -> Response:
+        self._repo(request, kind, id, content=True)
+        return JSONResponse({})
 
     async def _refs(self, request: Request, kind: str, id: str) -> Response:
         repo = self._repo(request, kind, id)
@@ -383,15 +422,32 @@ class LocalHub:
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
         if file.lfs:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.data))}
-        data, status = file.data, 200
+            if self.redirects_lfs:
+                storage = self.url.replace("127.0.0.1", "localhost")
+                return Response(status_code=302, headers={**headers, "Location": f"{storage}/storage/{file.sha256}"})
+        return self._body(request, file, headers)
+
+    async def _storage(self, request: Request, oid: str) -> Response:
+        if "authorization" in request.headers:
+            raise Problem(400, "a token was sent to another host")
+        files = (
+            file for repo in self.repos.values() for commit in repo.commits.values() for file in commit.files.values()
+        )
+        file = next(file for file in files if file.sha256 == oid)
+        return self._body(request, file, {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+
+    def _body(self, request: Request, file: File, headers: Mapping[str, str]) -> Response:
+        data, status = self.served.get(file.sha256, file.data), 200
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        ranges = {}
         if wanted:
             begin, end = int(wanted[1]), min(int(wanted[2] or len(data) - 1), len(data) - 1)
-            headers["Content-Range"] = f"bytes {begin}-{end}/{len(data)}"
+            ranges = {"Content-Range": f"bytes {begin}-{end}/{len(data)}"}
             data, status = data[begin : end + 1], 206
         if request.method == "HEAD":
-            return Response(status_code=status, headers={**headers, "Content-Length": str(len(data))})
-        return Response(data, status, headers)
+            return Response(status_code=status, headers={**headers, **ranges, "Content-Length": str(len(data))})
+        self.body_bytes += len(data)
+        return Response(data, status, {**headers, **ranges})
 
 
 class _Cut(Response):
