@@ -1,0 +1,281 @@
+"""A job's result as a repository on the Hugging Face Hub: the candidate's files, its model card, report and manifest.
+
+Everything becomes visible in one commit. Large files are sent before it, one by one, and the Hub keeps them by their
+sha256: whoever publishes again, after an error or a kill, sends only what is missing, and commits only what differs.
+"""
+
+import hashlib
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Annotated
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from pydantic import AfterValidator, Field
+
+from known_core.card import PICTURE, draw_forgetting_curve, render_card
+from known_core.errors import KnownError
+from known_core.files import read_json
+from known_core.spec import Settings
+
+_WAITS_S = (1, 2, 4, 8)  # before each attempt after the first; the client has its own, shorter, within each
+_ALONE_BYTES = 1 << 20  # files from this size on are sent one by one, so that progress can be told
+_LOCAL_FOLDERS = {".git", ".cache"}  # of a clone or a download; the Hub takes no files in them
+_PULLS_LOOKED_AT = 20  # newest pull requests that may be this very one
+
+
+def _valid_repo_id(repo_id: str) -> str:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise KnownError("repo_id_invalid", str(error), "Name it as the Hub does: owner/name.") from error
+    if "/" not in repo_id:
+        raise KnownError("repo_id_invalid", f"{repo_id!r} names no owner", "Name it as the Hub does: owner/name.")
+    return repo_id
+
+
+class PublishTarget(Settings):
+    """Where a result goes.
+
+    Raises:
+        KnownError: ``repo_id_invalid``.
+    """
+
+    repo_id: Annotated[str, AfterValidator(_valid_repo_id)] = Field(description="owner/name; made if it is not there")
+    private: bool = Field(True, description="of a new repository; one that is there has to be private too")
+    create_pr: bool = Field(False, description="open a pull request instead of committing")
+    revision: str | None = Field(None, description="branch to commit to, or to open the pull request against; null is main")
+    parent_commit: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="commit only if the branch is still at this commit"
+    )
+    commit_message: str | None = Field(None, min_length=1, max_length=200, description="null names the candidate")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is on the Hub now."""
+
+    url: str  # of the repository
+    commit: str  # 40 hex digits
+    pr_url: str | None
+    repo_id: str
+
+
+def publish(
+    artifacts: Path,
+    candidate: str,
+    target: PublishTarget,
+    *,
+    endpoint: str | None = None,
+    token: str | None = None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+) -> Publication:
+    """Put one candidate on the Hub; what is there already is left alone.
+
+    Args:
+        artifacts: folder of a job's result, as :func:`known_core.pipeline.run` returns it.
+        candidate: name of a folder in it.
+        target: where it goes.
+        endpoint: of the Hub, ``https://...``; None is huggingface.co, or what HF_ENDPOINT says.
+        token: with write access; a token stored on this machine is never used.
+        on_bytes: called with bytes sent and bytes in all, after each large file and at the end.
+
+    Returns:
+        The commit made, or the one that holds the same files already.
+
+    Raises:
+        KnownError: ``hub_repo_public``, ``hub_head_moved``, ``hub_token_refused``, ``hub_forbidden``, ``hub_not_found``,
+            ``hub_refused``; and, after several attempts, the retryable ``hub_rate_limited`` and ``hub_unreachable``.
+    """
+    api = HfApi(endpoint=endpoint, token=token or False)
+    for wait_s in (*_WAITS_S, None):
+        try:
+            with disable_progress_bars(), _known_errors(target):
+                return _publish(api, _additions(artifacts, candidate, target.repo_id), candidate, target, on_bytes)
+        except KnownError as error:
+            if not error.retryable or wait_s is None:
+                raise
+            time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _publish(
+    api: HfApi,
+    additions: list[CommitOperationAdd],
+    candidate: str,
+    target: PublishTarget,
+    on_bytes: Callable[[int, int], None],
+) -> Publication:
+    repo_id, branch = target.repo_id, target.revision or "main"
+    head = _open_repository(api, target).sha
+    there = _files_at(api, repo_id, head)
+    new = [addition for addition in additions if not _is_there(addition, there)]
+    stale = list(_stale(there, {addition.path_in_repo for addition in additions}))
+    url = f"{api.endpoint}/{repo_id}"
+    if not new and not stale:
+        return Publication(url, head, None, repo_id)
+    if target.create_pr:
+        for number, commit in _newest_pulls(api, repo_id):
+            pull = _files_at(api, repo_id, commit)
+            if all(_is_there(addition, pull) for addition in additions):
+                return Publication(url, commit, f"{url}/discussions/{number}", repo_id)
+    elif target.parent_commit not in (None, head):
+        raise _head_moved(target)
+    _send_large_files(api, new, target, on_bytes)
+    commit = api.create_commit(
+        repo_id,
+        [*new, *(CommitOperationDelete(path, is_folder=False) for path in stale)],
+        commit_message=target.commit_message or f"{candidate}, made with known",
+        revision=branch,
+        create_pr=target.create_pr,
+        parent_commit=target.parent_commit,
+    )
+    return Publication(url, commit.oid, commit.pr_url, repo_id)
+
+
+def _additions(artifacts: Path, candidate: str, repo_id: str) -> list[CommitOperationAdd]:
+    """Every file of the repository: the candidate's own, then what known says of them, which replaces the former."""
+    folder, base_card = artifacts / candidate, None
+    report, manifest = read_json(artifacts / "report.json"), read_json(artifacts / "manifest.json")
+    content: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not _LOCAL_FOLDERS & set(path.relative_to(folder).parts)
+    }
+    if "README.md" in content:
+        base_card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        content["known/base-model-card.md"] = folder / "README.md"
+    card = render_card(report, manifest, candidate=candidate, target_repo=repo_id, base_card=base_card)
+    content["README.md"] = card.encode()
+    content |= {f"known/{name}": artifacts / name for name in ("report.json", "report.md", "manifest.json")}
+    if "forgetting_accuracy" in report:
+        content[PICTURE] = _picture(report)
+    return [CommitOperationAdd(path, data) for path, data in content.items()]
+
+
+def _picture(report: dict[str, object]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "curve.png"
+        draw_forgetting_curve(report, path)
+        return path.read_bytes()
+
+
+def _open_repository(api: HfApi, target: PublishTarget) -> ModelInfo:
+    """The repository as it is at the branch; made where it is missing."""
+    try:
+        info = api.model_info(target.repo_id, revision=target.revision)
+    except RepositoryNotFoundError:
+        api.create_repo(target.repo_id, private=target.private, exist_ok=True)
+        info = api.model_info(target.repo_id, revision=target.revision)
+    if target.private and not info.private:
+        raise KnownError(
+            "hub_repo_public",
+            f"{target.repo_id} is there already, and everybody can read it",
+            'Make it private in its settings, name another repository, or ask for "private": false.',
+        )
+    return info
+
+
+def _files_at(api: HfApi, repo_id: str, commit: str | None) -> dict[str, str]:
+    """The files of a commit, and the hash the Hub names each by: sha256 where it is in LFS, else git's."""
+    entries = api.list_repo_tree(repo_id, revision=commit, recursive=True)
+    files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+
+
+def _is_there(addition: CommitOperationAdd, there: dict[str, str]) -> bool:
+    oid = there.get(addition.path_in_repo)
+    if oid is None or len(oid) == hashlib.sha256().digest_size * 2:
+        return oid == addition.upload_info.sha256.hex()
+    with addition.as_file() as file:
+        data = file.read()
+    return oid == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _stale(there: Iterable[str], additions: set[str]) -> Iterator[str]:
+    """Files of an earlier publication: in known/, and the same weights in other shards, which a loader might prefer."""
+    weights = {re.sub(r"(-\d{5}-of-\d{5})?\.safetensors$", "", path) for path in additions if path.endswith(".safetensors")}
+    for path in set(there) - additions:
+        same_weights = re.fullmatch(r"(.*?)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path)
+        if PurePath(path).parts[0] == "known" or (same_weights and same_weights[1] in weights):
+            yield path
+
+
+def _newest_pulls(api: HfApi, repo_id: str) -> list[tuple[int, str]]:
+    """Numbers and commits of pull requests, open or closed."""
+    pulls = api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests or []
+    numbered = [(int(pull.ref.rpartition("/")[2]), pull.target_commit) for pull in pulls]
+    return sorted(numbered, reverse=True)[:_PULLS_LOOKED_AT]
+
+
+def _send_large_files(
+    api: HfApi, additions: list[CommitOperationAdd], target: PublishTarget, on_bytes: Callable[[int, int], None]
+) -> None:
+    total = sum(addition.upload_info.size for addition in additions)
+    done = 0
+    for addition in additions:
+        if addition.upload_info.size >= _ALONE_BYTES:
+            api.preupload_lfs_files(
+                target.repo_id, [addition], revision=target.revision, create_pr=target.create_pr, free_memory=False
+            )
+            done += addition.upload_info.size
+            on_bytes(done, total)
+
+
+def _head_moved(target: PublishTarget) -> KnownError:
+    return KnownError(
+        "hub_head_moved",
+        f"{target.repo_id} has new commits" + (f" since {target.parent_commit}" if target.parent_commit else ""),
+        "Nothing was changed. Look at them, and name the newest as parent_commit, or none.",
+        retryable=target.parent_commit is None,
+    )
+
+
+@contextmanager
+def _known_errors(target: PublishTarget) -> Iterator[None]:
+    """What the client raises, said so that a user can act. The client wraps some errors of HTTP in others."""
+    try:
+        yield
+    except KnownError:
+        raise
+    except Exception as error:
+        reason = error if isinstance(error, httpx2.HTTPError | ConnectionError) else error.__cause__
+        if isinstance(reason, HfHubHTTPError):
+            raise _refusal(reason, target) from error
+        if isinstance(reason, httpx2.HTTPError | ConnectionError):
+            raise KnownError(
+                "hub_unreachable", f"the connection to the Hub failed: {reason}", "Publish again later.", retryable=True
+            ) from error
+        raise
+
+
+def _refusal(error: HfHubHTTPError, target: PublishTarget) -> KnownError:
+    status, repo_id = error.response.status_code, target.repo_id
+    said = error.server_message or f"HTTP {status}"
+    if status == 401:
+        return KnownError("hub_token_refused", f"the Hub refused the token: {said}", "Give a valid one, with write access.")
+    if status == 403:
+        return KnownError(
+            "hub_forbidden", f"the token may not write to {repo_id}: {said}",
+            "Use a token with write access to it, or a repository of your own.",
+        )  # fmt: skip
+    if status == 404:
+        return KnownError(
+            "hub_not_found", f"{repo_id} has no {target.revision or 'main'} that this token can see: {said}",
+            "Check the name, the branch and the token.",
+        )  # fmt: skip
+    if status == 412:
+        return _head_moved(target)
+    if status == 429:
+        return KnownError("hub_rate_limited", f"the Hub asks to wait: {said}", "Publish again later.", retryable=True)
+    if status >= 500 or status == 408:
+        return KnownError("hub_unreachable", f"the Hub failed: {said}", "Publish again later.", retryable=True)
+    return KnownError("hub_refused", f"the Hub refused the files: {said}", "Mend what it names, and publish again.")
