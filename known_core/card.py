@@ -7,12 +7,12 @@ Names of repositories, data sets, labels and files are strangers' words: whateve
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,7 +21,11 @@ from known_core.evaluation import UNCHANGED, conclusion
 from known_core.statistics import Interval
 
 PICTURE = "known/forgetting-curve.png"  # in the repository
-_PIPELINE_TAGS = {"causal-lm": "text-generation", "masked-lm": "fill-mask", "semantic-segmentation": "image-segmentation"}
+_PIPELINE_TAGS = {  # where the Hub has another word for a task than known
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "semantic-segmentation": "image-segmentation",
+}
 _AUTO_CLASSES = {  # of transformers, by pipeline tag: the model's, and what prepares its input
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
     "image-segmentation": ("AutoModelForSemanticSegmentation", "AutoImageProcessor"),
@@ -106,46 +110,49 @@ def draw_forgetting_curve(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
-    examples, accuracy = report["forgetting_examples"], _percent(report["forgetting_accuracy"])
-    axis.plot(examples, accuracy, "-o", color="#1f5fa8", label="trajectory: trained on nested subsets")
-    axis.plot(examples[0], accuracy[0], "s", ms=10, color="#222222", label="Θ_0: the given weights")
-    others = {name: row["accuracy"] for name, row in report["own_task"].items() if name != UNCHANGED}
-    predicted = {name: value for name, value in others.items() if _is_prediction(name)}
+    examples, accuracy = report["forgetting_examples"], [100 * value for value in report["forgetting_accuracy"]]
+    axis.plot(examples, accuracy, "-o", color="#1f5fa8", label="trajectory, on nested subsets")
+    axis.plot(examples[0], accuracy[0], "s", ms=10, color="#222222", label=r"$\Theta_0$, the given weights")
+    candidates = {name: 100 * row["accuracy"] for name, row in report["own_task"].items() if name != UNCHANGED}
+    predicted = [name for name in candidates if _is_prediction(name)]
     positions = [examples[0] * float(name[1:]) for name in predicted]
-    axis.plot(positions, _percent(predicted.values()), "D", color="#c8641e", label="predictions, at the data they stand for")
-    for name, position in zip(predicted, positions, strict=True):
-        axis.annotate(name, (position, 100 * predicted[name]), (0, 9), textcoords="offset points", ha="center")
-    for (name, value), marker in zip(sorted(others.items()), cycle("^v<>"), strict=False):
-        if name not in predicted:
-            axis.plot(examples[0], 100 * value, marker, ms=8, mfc="none", color="#3c7d3c", label=f"{name}, no prediction")
+    marks = [candidates.pop(name) for name in predicted]
+    axis.plot(positions, marks, "D", color="#c8641e", label="predictions, at the data they stand for")
+    for name, position, mark in zip(predicted, positions, marks, strict=True):
+        axis.annotate(name, (position, mark), (0, 9), textcoords="offset points", ha="center")
+    for (name, mark), shape in zip(candidates.items(), cycle("^v<>"), strict=False):
+        axis.plot(examples[0], mark, shape, ms=8, mfc="none", color="#3c7d3c", label=f"{name}, no prediction")
     axis.set_xscale("log", base=2)
     ticks = sorted({*examples, *positions})
     axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel("examples trained on")
-    axis.set_ylabel(f"{_metric(report)} on D_0's own task, %")
+    axis.set_ylabel(f"{_metric(report)} on $D_0$'s own task, %")
+    axis.margins(y=0.12)
     axis.grid(color="0.9")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize="small", frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _metadata(report: dict[str, Any], candidate: str, target_repo: str, base_card: str | None) -> ModelCardData:
-    base, data = _hub(report, "model"), _hub(report, "dataset")
-    library, results = report.get("library"), _eval_results(report, candidate)
+    base, data, library = _hub(report, "model"), _hub(report, "dataset"), report.get("library")
     relation = "adapter" if library == "peft" else "finetune"
-    return ModelCardData(
-        **_license(base_card),
+    results = _eval_results(report, candidate)
+    metadata = ModelCardData(
         library_name=None if library == "registered" else library,
         pipeline_tag=_pipeline_tag(report),
-        base_model=base and _plain(base["repo_id"]),
-        base_model_relation=base and relation,
-        datasets=data and [_plain(data["repo_id"])],
+        base_model=_plain(base["repo_id"]) if base else None,
+        base_model_relation=relation if base else None,
+        datasets=[_plain(data["repo_id"])] if data else None,
         metrics=[_metric(report)] if results else None,
         tags=["known", "know-prediction", "weight-prediction", f"known-{_plain(candidate)}", "arxiv:2508.05059"],
         model_name=_plain(target_repo.rpartition("/")[2]),
         eval_results=results or None,
     )
+    for field, value in _license(base_card).items():
+        metadata[field] = value
+    return metadata
 
 
 def _eval_results(report: dict[str, Any], candidate: str) -> list[EvalResult]:
@@ -168,7 +175,7 @@ def _eval_results(report: dict[str, Any], candidate: str) -> list[EvalResult]:
     ]
 
 
-def _eval_dataset(report: dict[str, Any], role: str) -> dict[str, str | None]:
+def _eval_dataset(report: dict[str, Any], role: str) -> dict[str, Any]:
     """Which data a figure is of; the probe of a job without downstream data is on D_0's own."""
     sources = report.get("sources", {})
     role = role if role in sources else "dataset"
@@ -181,10 +188,13 @@ def _eval_dataset(report: dict[str, Any], role: str) -> dict[str, str | None]:
 
 
 def _license(base_card: str | None) -> dict[str, str]:
-    """The licence fields of a card, if it has any."""
-    if base_card is None or not base_card.lstrip().startswith("---"):
+    """The licence fields of a card, as far as it has them in a form that can be read."""
+    if base_card is None:
         return {}
-    data = ModelCard(base_card, ignore_metadata_errors=True).data
+    try:
+        data = ModelCard(base_card, ignore_metadata_errors=True).data
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return {}
     fields = {key: data.get(key) for key in ("license", "license_name", "license_link")}
     return {key: _plain(value) for key, value in fields.items() if isinstance(value, str)}
 
@@ -193,7 +203,8 @@ def _what_was_done(report: dict[str, Any], candidate: str) -> list[str]:
     hypermodel = f"the hyper-model {_text(report['hypermodel']['name'])}"
     what = _WITHOUT_PREDICTION.get(candidate)
     if what is None:
-        what = f"the base model's as predicted for {_text(candidate[1:])} times its training data (KNOW prediction, CVPR 2026)"
+        times = _text(candidate[1:])
+        what = f"those predicted for the base model with {times} times its data (KNOW prediction, CVPR 2026)"
     if "transfer" not in report:
         return [
             f"These weights are {what}. They were predicted by {hypermodel} from five given states of a trajectory, "
@@ -207,7 +218,7 @@ def _what_was_done(report: dict[str, Any], candidate: str) -> list[str]:
         f"one before, so that it forgets in a structured way; {hypermodel} read the trajectory of every weight and "
         "predicted what more data would have given.",
         "",
-        f"**Result:** {_text(_result(report, candidate))}",
+        f"**Result**, in the words of the job's report: {_text(_result(report, candidate))}",
     ]
 
 
@@ -249,12 +260,13 @@ def _before_and_after(report: dict[str, Any], candidate: str) -> list[str]:
     names = list(report["transfer"])
     for rows in (probe, own):
         rows[names.index(candidate)] = [f"**{cell}**" for cell in rows[names.index(candidate)]]
-    downstream = f"Downstream data: {_text(inputs['downstream_source'])}. " if "downstream_source" in inputs else ""
+    source = inputs.get("downstream_source", "given")
+    downstream = "" if source == "given" else f"Its data is {_text(source)}. "
     return [
         "## Before and after",
         "",
-        f"`{UNCHANGED}` is before; what this repository holds is in bold. Differences are paired, in points, with their "
-        "95 % interval.",
+        f"`{UNCHANGED}` is before; what this repository holds is in bold. Differences are paired, in points, with "
+        "their 95 % interval.",
         "",
         "### Fine-tuned on another task",
         "",
@@ -273,6 +285,7 @@ def _before_and_after(report: dict[str, Any], candidate: str) -> list[str]:
 
 def _use(report: dict[str, Any], manifest: dict[str, Any], candidate: str, target_repo: str) -> list[str]:
     library, repo = report.get("library"), json.dumps(_plain(target_repo))
+    from_hub = json.dumps(f"hf-hub:{_plain(target_repo)}")
     model_class, processor_class = _AUTO_CLASSES[_pipeline_tag(report)]
     if library == "transformers":
         code = [
@@ -282,10 +295,10 @@ def _use(report: dict[str, Any], manifest: dict[str, Any], candidate: str, targe
             f"processor = {processor_class}.from_pretrained({repo})",
         ]
     elif library == "timm":
-        code = ["import timm", "", f'model = timm.create_model("hf-hub:" + {repo}, pretrained=True)']
+        code = ["import timm", "", f"model = timm.create_model({from_hub}, pretrained=True)"]
     elif library == "peft":
         base = _hub(report, "model")
-        of_base = f'{json.dumps(_plain(base["repo_id"]))}, revision={json.dumps(base["revision"])}' if base else '"..."'
+        of_base = f"{json.dumps(_plain(base['repo_id']))}, revision={json.dumps(base['revision'])}" if base else '"..."'
         code = [
             "from peft import PeftModel",
             f"from transformers import {model_class}",
@@ -309,7 +322,7 @@ def _use(report: dict[str, Any], manifest: dict[str, Any], candidate: str, targe
 
 def _made(report: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     settings = [
-        [section, name, f"`{_code(json.dumps(value))}`"]
+        [section, f"`{_code(name)}`", f"`{_code(json.dumps(value))}`"]
         for section in ("forgetting", "nowcast", "evaluation")
         for name, value in report["settings"].get(section, {}).items()
     ]
@@ -325,7 +338,7 @@ def _made(report: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
         ["device, engine", _text(f"{manifest.get('device', '')}, {manifest.get('engine', '')}")],
         ["wall time", ", ".join(f"{_text(name)} {spent_s:.1f} s" for name, spent_s in seconds.items())],
     ]
-    return [*_table(["", ""], facts), "", *_table(["settings", "", "value"], settings)]
+    return [*_table(["", ""], facts), "", "### Settings", "", *_table(["", "", "value"], settings)]
 
 
 def _verify(manifest: dict[str, Any], candidate: str) -> list[str]:
@@ -339,8 +352,8 @@ def _verify(manifest: dict[str, Any], candidate: str) -> list[str]:
         "END",
         "```",
         "",
-        "`known/manifest.json` has the sha256 of every file of the job, of its inputs, subsets and hyper-model, with all "
-        "settings, seeds and versions; `known/report.json` has every figure. To run the job again and compare:",
+        "`known/manifest.json` has the sha256 of every file of the job, of its inputs, subsets and hyper-model, with "
+        "all settings, seeds and versions; `known/report.json` has every figure. To run the job again and compare:",
         "",
         "```sh",
         "known reproduce known/manifest.json",
@@ -371,10 +384,6 @@ def _metric(report: dict[str, Any]) -> str:
 
 def _is_prediction(name: str) -> bool:
     return re.fullmatch(r"x[\d.]+", name) is not None
-
-
-def _percent(values: Iterable[float]) -> list[float]:
-    return [100 * value for value in values]
 
 
 def _interval(value: dict[str, float] | None) -> str:

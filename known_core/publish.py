@@ -15,10 +15,11 @@ from pathlib import Path, PurePath
 from typing import Annotated
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import AfterValidator, Field
 
 from known_core.card import PICTURE, draw_forgetting_curve, render_card
@@ -29,6 +30,7 @@ from known_core.spec import Settings
 _WAITS_S = (1, 2, 4, 8)  # before each attempt after the first; the client has its own, shorter, within each
 _ALONE_BYTES = 1 << 20  # files from this size on are sent one by one, so that progress can be told
 _LOCAL_FOLDERS = {".git", ".cache"}  # of a clone or a download; the Hub takes no files in them
+_WEIGHTS = re.compile(r"(.*?)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")  # 1: the name without its shard
 _PULLS_LOOKED_AT = 20  # newest pull requests that may be this very one
 
 
@@ -52,7 +54,7 @@ class PublishTarget(Settings):
     repo_id: Annotated[str, AfterValidator(_valid_repo_id)] = Field(description="owner/name; made if it is not there")
     private: bool = Field(True, description="of a new repository; one that is there has to be private too")
     create_pr: bool = Field(False, description="open a pull request instead of committing")
-    revision: str | None = Field(None, description="branch to commit to, or to open the pull request against; null is main")
+    revision: str | None = Field(None, description="branch to commit to, or to open the pull request for; null is main")
     parent_commit: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="commit only if the branch is still at this commit"
     )
@@ -92,8 +94,9 @@ def publish(
         The commit made, or the one that holds the same files already.
 
     Raises:
-        KnownError: ``hub_repo_public``, ``hub_head_moved``, ``hub_token_refused``, ``hub_forbidden``, ``hub_not_found``,
-            ``hub_refused``; and, after several attempts, the retryable ``hub_rate_limited`` and ``hub_unreachable``.
+        KnownError: ``hub_repo_public``, ``hub_head_moved``, ``hub_token_refused``, ``hub_forbidden``,
+            ``hub_not_found``, ``hub_refused``; and, after several attempts, the retryable ``hub_rate_limited`` and
+            ``hub_unreachable``.
     """
     api = HfApi(endpoint=endpoint, token=token or False)
     for wait_s in (*_WAITS_S, None):
@@ -115,7 +118,7 @@ def _publish(
     on_bytes: Callable[[int, int], None],
 ) -> Publication:
     repo_id, branch = target.repo_id, target.revision or "main"
-    head = _open_repository(api, target).sha
+    head = _open_repository(api, target)
     there = _files_at(api, repo_id, head)
     new = [addition for addition in additions if not _is_there(addition, there)]
     stale = list(_stale(there, {addition.path_in_repo for addition in additions}))
@@ -138,6 +141,8 @@ def _publish(
         create_pr=target.create_pr,
         parent_commit=target.parent_commit,
     )
+    total = sum(addition.upload_info.size for addition in new)
+    on_bytes(total, total)
     return Publication(url, commit.oid, commit.pr_url, repo_id)
 
 
@@ -168,8 +173,8 @@ def _picture(report: dict[str, object]) -> bytes:
         return path.read_bytes()
 
 
-def _open_repository(api: HfApi, target: PublishTarget) -> ModelInfo:
-    """The repository as it is at the branch; made where it is missing."""
+def _open_repository(api: HfApi, target: PublishTarget) -> str:
+    """The commit its branch is at; the repository is made where it is missing."""
     try:
         info = api.model_info(target.repo_id, revision=target.revision)
     except RepositoryNotFoundError:
@@ -181,10 +186,10 @@ def _open_repository(api: HfApi, target: PublishTarget) -> ModelInfo:
             f"{target.repo_id} is there already, and everybody can read it",
             'Make it private in its settings, name another repository, or ask for "private": false.',
         )
-    return info
+    return str(info.sha)
 
 
-def _files_at(api: HfApi, repo_id: str, commit: str | None) -> dict[str, str]:
+def _files_at(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
     """The files of a commit, and the hash the Hub names each by: sha256 where it is in LFS, else git's."""
     entries = api.list_repo_tree(repo_id, revision=commit, recursive=True)
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
@@ -202,10 +207,10 @@ def _is_there(addition: CommitOperationAdd, there: dict[str, str]) -> bool:
 
 def _stale(there: Iterable[str], additions: set[str]) -> Iterator[str]:
     """Files of an earlier publication: in known/, and the same weights in other shards, which a loader might prefer."""
-    weights = {re.sub(r"(-\d{5}-of-\d{5})?\.safetensors$", "", path) for path in additions if path.endswith(".safetensors")}
+    weights = {match[1] for path in additions if (match := _WEIGHTS.fullmatch(path))}
     for path in set(there) - additions:
-        same_weights = re.fullmatch(r"(.*?)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path)
-        if PurePath(path).parts[0] == "known" or (same_weights and same_weights[1] in weights):
+        match = _WEIGHTS.fullmatch(path)
+        if PurePath(path).parts[0] == "known" or (match and match[1] in weights):
             yield path
 
 
@@ -261,7 +266,7 @@ def _refusal(error: HfHubHTTPError, target: PublishTarget) -> KnownError:
     status, repo_id = error.response.status_code, target.repo_id
     said = error.server_message or f"HTTP {status}"
     if status == 401:
-        return KnownError("hub_token_refused", f"the Hub refused the token: {said}", "Give a valid one, with write access.")
+        return KnownError("hub_token_refused", f"the Hub refused the token: {said}", "Give one with write access.")
     if status == 403:
         return KnownError(
             "hub_forbidden", f"the token may not write to {repo_id}: {said}",

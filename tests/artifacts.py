@@ -61,7 +61,7 @@ def write_candidate(folder: Path, seed: int) -> None:
     """A ResNet of 3 million weights (12 MB: large enough for parts), and the files beside it."""
     torch.manual_seed(seed)
     config = ResNetConfig(
-        num_channels=1, embedding_size=8, hidden_sizes=[8, 512], depths=[1, 1], layer_type="basic", num_labels=2,
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 512], depths=[1, 1], layer_type="basic",
         id2label={0: "cat", 1: "dog"},
     )  # fmt: skip
     ResNetForImageClassification(config).save_pretrained(folder)
