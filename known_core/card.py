@@ -183,8 +183,8 @@ def _eval_dataset(report: dict[str, Any], role: str) -> dict[str, Any]:
     if hub:
         name, config, revision = (_plain(hub.get(key) or "") or None for key in ("repo_id", "config", "revision"))
         return {"dataset_type": name, "dataset_name": name, "dataset_config": config, "dataset_revision": revision}
-    sha256 = sources.get(role, {}).get("sha256")
-    return {"dataset_type": "upload", "dataset_name": "uploaded data", "dataset_revision": sha256}
+    sha256 = _plain(sources.get(role, {}).get("sha256", ""))
+    return {"dataset_type": "upload", "dataset_name": "uploaded data", "dataset_revision": sha256 or None}
 
 
 def _license(base_card: str | None) -> dict[str, str]:

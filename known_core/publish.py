@@ -94,9 +94,9 @@ def publish(
         The commit made, or the one that holds the same files already.
 
     Raises:
-        KnownError: ``hub_repo_public``, ``hub_head_moved``, ``hub_token_refused``, ``hub_forbidden``,
-            ``hub_not_found``, ``hub_refused``; and, after several attempts, the retryable ``hub_rate_limited`` and
-            ``hub_unreachable``.
+        KnownError: ``candidate_unknown``, ``hub_repo_public``, ``hub_head_moved``, ``hub_token_refused``,
+            ``hub_forbidden``, ``hub_not_found``, ``hub_refused``; and, after several attempts, the retryable
+            ``hub_rate_limited`` and ``hub_unreachable``.
     """
     api = HfApi(endpoint=endpoint, token=token or False)
     for wait_s in (*_WAITS_S, None):
@@ -132,7 +132,8 @@ def _publish(
                 return Publication(url, commit, f"{url}/discussions/{number}", repo_id)
     elif target.parent_commit not in (None, head):
         raise _head_moved(target)
-    _send_large_files(api, new, target, on_bytes)
+    total = sum(addition.upload_info.size for addition in new)
+    _send_large_files(api, new, target, lambda sent: on_bytes(sent, total))
     commit = api.create_commit(
         repo_id,
         [*new, *(CommitOperationDelete(path, is_folder=False) for path in stale)],
@@ -141,7 +142,6 @@ def _publish(
         create_pr=target.create_pr,
         parent_commit=target.parent_commit,
     )
-    total = sum(addition.upload_info.size for addition in new)
     on_bytes(total, total)
     return Publication(url, commit.oid, commit.pr_url, repo_id)
 
@@ -149,6 +149,8 @@ def _publish(
 def _additions(artifacts: Path, candidate: str, repo_id: str) -> list[CommitOperationAdd]:
     """Every file of the repository: the candidate's own, then what known says of them, which replaces the former."""
     folder, base_card = artifacts / candidate, None
+    if not folder.is_dir():
+        raise KnownError("candidate_unknown", f"the result has no {candidate!r}", "Name a folder of its artifacts.")
     report, manifest = read_json(artifacts / "report.json"), read_json(artifacts / "manifest.json")
     content: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
@@ -222,17 +224,16 @@ def _newest_pulls(api: HfApi, repo_id: str) -> list[tuple[int, str]]:
 
 
 def _send_large_files(
-    api: HfApi, additions: list[CommitOperationAdd], target: PublishTarget, on_bytes: Callable[[int, int], None]
+    api: HfApi, additions: list[CommitOperationAdd], target: PublishTarget, on_bytes: Callable[[int], None]
 ) -> None:
-    total = sum(addition.upload_info.size for addition in additions)
-    done = 0
+    sent = 0
     for addition in additions:
         if addition.upload_info.size >= _ALONE_BYTES:
             api.preupload_lfs_files(
                 target.repo_id, [addition], revision=target.revision, create_pr=target.create_pr, free_memory=False
             )
-            done += addition.upload_info.size
-            on_bytes(done, total)
+            sent += addition.upload_info.size
+            on_bytes(sent)
 
 
 def _head_moved(target: PublishTarget) -> KnownError:

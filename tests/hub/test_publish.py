@@ -71,7 +71,7 @@ def test_a_result_is_published_whole_in_one_commit(hub: LocalHub, publish: Publi
     for name in ("report.json", "report.md", "manifest.json"):
         assert published[f"known/{name}"].data == (artifacts / name).read_bytes()
     assert published["known/base-model-card.md"].data.decode() == BASE_CARD
-    assert ModelCard(published["README.md"].data.decode()).data.license == "apache-2.0"
+    assert ModelCard(published["README.md"].data.decode()).data.get("license") == "apache-2.0"
     assert published["model.safetensors"].lfs
     assert len(sent(hub, "PUT", f"/lfs/{sha256_file(artifacts / 'x4' / 'model.safetensors')}/")) > 1  # in parts
 
@@ -83,7 +83,7 @@ def test_the_published_repository_loads(publish: Publish, client: Client, artifa
     before: PreTrainedModel = AutoModelForImageClassification.from_pretrained(artifacts / "x4")
     for name, tensor in before.state_dict().items():
         assert tensor.equal(model.state_dict()[name]), name
-    AutoImageProcessor.from_pretrained(folder)
+    AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     with Image.open(Path(folder) / "known" / "forgetting-curve.png") as picture:
         picture.verify()
 
@@ -239,6 +239,14 @@ def test_no_hub_at_all(hub: LocalHub, publish: Publish, client: Client, artifact
     with pytest.raises(KnownError) as caught:
         publishing.publish(artifacts, "x4", target, endpoint="http://127.0.0.1:9", token="hf_alice")
     assert (caught.value.code, caught.value.retryable) == ("hub_unreachable", True)
+
+
+def test_a_candidate_that_is_not_there(hub: LocalHub, publish: Publish, artifacts: Path) -> None:
+    target = PublishTarget(repo_id=REPO)
+    with pytest.raises(KnownError) as caught:
+        publishing.publish(artifacts, "x16", target, endpoint=hub.url, token="hf_alice")
+    assert caught.value.code == "candidate_unknown"
+    assert not hub.requests
 
 
 def test_the_hub_does_not_like_the_files(hub: LocalHub, publish: Publish) -> None:
