@@ -80,7 +80,7 @@ def publish(
     token: str | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> Publication:
-    """Put one candidate on the Hub; what is there already is left alone.
+    """Put one candidate on the Hub; what is there already is not sent again.
 
     Args:
         artifacts: folder of a job's result, as :func:`known_core.pipeline.run` returns it.
