@@ -368,12 +368,14 @@ class _Run:
         begun = time.monotonic()
         probes = {name: evaluation.ProbeResult(**read_json(folder / "probe.json")) for name, folder in results.items()}
         scores = {name: _read_scores(folder) for name, folder in results.items()}
+        trained_on = self._subsets[1:] if self._known.design == "chain" else self._subsets[:-1]
         report = build_report(
             self._spec,
             inputs=self._summary | task.summary() | {"sources": self._origins()},
             hypermodel={"name": self._hypermodel.stem, "sha256": sha256_file(self._hypermodel)},
             weights_predicted=self._weights_predicted,
             forgetting_accuracy=[float(scores[evaluation.UNCHANGED].correct.mean()), *self._state_accuracy],
+            forgetting_examples=[len(subset) for subset in (self._subsets[0], *trained_on)],
             scores=scores,
             probes=probes,
         )

@@ -19,6 +19,7 @@ def build_report(
     hypermodel: dict[str, str],
     weights_predicted: dict[str, int],
     forgetting_accuracy: list[float],
+    forgetting_examples: list[int],
     scores: dict[str, Scores],
     probes: dict[str, ProbeResult],
 ) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def build_report(
         hypermodel: its name and sha256.
         weights_predicted: weights by kind, and those carried over.
         forgetting_accuracy: D_0's own task at Θ_0 and at each state of the trajectory, most data first.
+        forgetting_examples: how many examples each of these was trained on.
         scores: per-example results on D_0's own task, for ``unchanged`` and every candidate.
         probes: downstream accuracy over seeds, likewise.
     """
@@ -56,6 +58,7 @@ def build_report(
             for name, score in scores.items()
         },
         "forgetting_accuracy": forgetting_accuracy,
+        "forgetting_examples": forgetting_examples,
         "notes": _notes(inputs, len(gains), spec.evaluation.seeds, float(before.correct.mean())),
     }
 

@@ -96,8 +96,28 @@ class EvaluationSettings(Settings):
     )
 
 
+class HubTarget(Settings):
+    """A repository on the Hugging Face Hub that a result goes to."""
+
+    repo_id: str = Field(min_length=3, max_length=200, description="owner/name; made if it is not there")
+    private: bool = Field(True, description="of a new repository; one that is there has to be private too")
+    create_pr: bool = Field(False, description="open a pull request instead of committing")
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        description="branch to commit to, or to open the pull request for; null: main",
+    )
+    parent_commit: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="commit only if the branch is still at this commit"
+    )
+    commit_message: str | None = Field(None, min_length=1, max_length=200, description="null names the candidate")
+
+
 class OutputSettings(Settings):
-    """How the candidates are written."""
+    """How the candidates are written, and where they go."""
+
+    hub: HubTarget | None = Field(None, description="a repository to put the selected candidate into")
 
     max_shard_size: str | None = Field(
         None,

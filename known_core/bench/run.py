@@ -44,9 +44,8 @@ def run_transfer(
         KnownError: ``extra_missing``, ``option_invalid``, ``hypermodel_unknown``, ``hypermodel_invalid``,
             ``sample_missing``, ``dataset_unusable``.
     """
-    for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
-        if importlib.util.find_spec(module) is None:
-            raise KnownError("extra_missing", f"{package} is not installed", "pip install 'known[bench]'")
+    if importlib.util.find_spec("sklearn") is None:
+        raise KnownError("extra_missing", "scikit-learn is not installed", "pip install 'known[bench]'")
     chosen = _protocols(protocols, tier)
     paths = dict(_named("data", item) for item in data)
     for protocol in chosen:

@@ -41,14 +41,14 @@ def hub_errors(ref: HubRef) -> Iterator[None]:
 
     Raises:
         KnownError: ``hub_gated``, ``hub_not_found``, ``hub_revision_not_found``, ``hub_file_missing``,
-            ``hub_token_refused``, ``hub_forbidden``, ``hub_refused``, ``hub_rate_limited``, ``hub_unreachable``,
-            ``hub_offline``, ``repo_id_invalid``, ``disk_full``.
+            ``hub_token_refused``, ``hub_forbidden``, ``hub_head_moved``, ``hub_refused``, ``hub_rate_limited``,
+            ``hub_unreachable``, ``hub_offline``, ``repo_id_invalid``, ``disk_full``.
     """
     try:
         yield
     except HFValidationError:
         raise repo_id_invalid(ref.repo_id) from None
-    except (httpx2.HTTPError, OSError, XetDownloadError, json.JSONDecodeError) as error:
+    except (httpx2.HTTPError, OSError, XetDownloadError, ValueError, RuntimeError) as error:
         known = _translated(error, ref)
         if known is None:
             raise
@@ -60,6 +60,10 @@ def _translated(error: BaseException, ref: HubRef) -> KnownError | None:
     match error:
         case LocalEntryNotFoundError() if error.__cause__ is not None:  # why the client then looked into its cache
             return _translated(error.__cause__, ref)
+        case json.JSONDecodeError():
+            return unreachable(repo, "it answers with something else than JSON")
+        case ValueError() | RuntimeError():  # what the client wraps an error of an upload in
+            return None if error.__cause__ is None else _translated(error.__cause__, ref)
         case OfflineModeIsEnabled():
             return KnownError(
                 "hub_offline", f"{repo} is not reached: HF_HUB_OFFLINE is set", "Unset it, or give files instead."
@@ -108,6 +112,8 @@ def _refused(error: HfHubHTTPError, repo: str) -> KnownError:
         )
     if status == 404:
         return KnownError("hub_not_found", f"{repo} is not there", "Check the id and the endpoint.")
+    if status == 412:
+        return head_moved(repo)
     if status == 429:
         return KnownError(
             "hub_rate_limited",
@@ -129,6 +135,16 @@ def _message(error: HfHubHTTPError) -> str:
     token = error.response.request.headers.get("authorization", "").removeprefix("Bearer ")
     message = error.server_message or ""
     return message.replace(token, "…") if token else message
+
+
+def head_moved(repo: str, *, retryable: bool = False) -> KnownError:
+    """Returns: the error that says so; nothing was changed."""
+    return KnownError(
+        "hub_head_moved",
+        f"{repo} has commits after the one that was expected",
+        "Look at them, then name the newest as parent_commit, or none.",
+        retryable=retryable,
+    )
 
 
 def unreachable(repo: str, reason: str) -> KnownError:
@@ -156,7 +172,7 @@ def patiently(ref: HubRef, call: Callable[[], T]) -> T:
             with hub_errors(ref):
                 return call()
         except KnownError as error:
-            if error.code not in ("hub_unreachable", "hub_rate_limited"):
+            if not error.retryable or error.code not in ("hub_unreachable", "hub_rate_limited", "hub_head_moved"):
                 raise
         time.sleep(wait_s)
     with hub_errors(ref):

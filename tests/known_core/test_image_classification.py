@@ -51,7 +51,7 @@ def test_what_is_understood(tiny_spec: JobSpec) -> None:
     summary = pipeline.inspect(tiny_spec)
     assert summary["task"] == "image-classification"
     assert summary["architecture"] == "small-cnn"
-    stored = load_file(tiny_spec.model)
+    stored = load_file(str(tiny_spec.model))
     assert summary["parameters"] == sum(tensor.numel() for tensor in stored.values())
     assert sum(summary["dataset"]["train"].values()) == 240
     assert sum(summary["dataset"]["test"].values()) == 80
@@ -60,12 +60,12 @@ def test_what_is_understood(tiny_spec: JobSpec) -> None:
 
 
 def test_errors_of_the_model_point_at_it(tiny_spec: JobSpec, tmp_path: Path) -> None:
-    tensors = load_file(tiny_spec.model)
-    (tmp_path / "cut.safetensors").write_bytes(tiny_spec.model.read_bytes()[:-1])
+    tensors = load_file(str(tiny_spec.model))
+    (tmp_path / "cut.safetensors").write_bytes(Path(str(tiny_spec.model)).read_bytes()[:-1])
     save_file({**tensors, "head.bias": torch.zeros(9)}, tmp_path / "head.safetensors")
     torch.save(tensors, tmp_path / "model.pt")
     with zipfile.ZipFile(tmp_path / "code.zip", "w") as archive:
-        archive.write(tiny_spec.model, "model.safetensors")
+        archive.write(str(tiny_spec.model), "model.safetensors")
         archive.writestr("modeling.py", "import os")
     with zipfile.ZipFile(tmp_path / "slip.zip", "w") as archive:
         archive.writestr("../x", "")
@@ -88,7 +88,7 @@ def test_errors_of_the_model_point_at_it(tiny_spec: JobSpec, tmp_path: Path) -> 
 
 def test_a_damaged_zip_points_at_its_field(tiny_spec: JobSpec, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(tiny_spec.model, "model.safetensors")
+        archive.write(str(tiny_spec.model), "model.safetensors")
     blob = bytearray((tmp_path / "m.zip").read_bytes())
     blob[60:90] = b"\xff" * 30
     (tmp_path / "m.zip").write_bytes(blob)
