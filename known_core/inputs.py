@@ -1,6 +1,6 @@
 """A job's inputs: checked before anything is unpacked, then laid out as files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,19 @@ def paths_of(spec: JobSpec) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path is not None} | states
 
 
-def open_sources(spec: JobSpec) -> dict[str, Source]:
+def open_sources(spec: JobSpec, *, without: Container[str] = ()) -> dict[str, Source]:
     """The inputs at their paths, not unpacked.
+
+    Args:
+        without: inputs that are elsewhere.
 
     Raises:
         KnownError: ``archive_*``, pointing at the request's field.
     """
     sources: dict[str, Source] = {}
     for name, path in paths_of(spec).items():
+        if name in without:
+            continue
         with pointing_at(pointer_of(name)):
             sources[name] = open_source(path, single_file_name=_single_name(name, path, spec))
     return sources

@@ -1,11 +1,14 @@
-"""What a trainer tells its supervisor: one JSON object a line, on a pipe of its own.
+"""What a process tells its supervisor: one JSON object a line, on a pipe of its own.
 
+    {"type": "fetched"}                                         the inputs that are on the Hub are here
     {"type": "result", "selected": ..., "conclusion": ...}      the job is done; the artifacts are in place
+    {"type": "published", "hub_url": ..., "commit": ..., ...}   the result is on the Hub
     {"type": "error", "code": ..., "message": ..., ...}         the job has failed, and why
     {"type": "fan_out", "shards": ...}                          other workers may help with the nowcast that begins
     anything else                                               an event (known_core.events)
 
-A trainer that ends without result or error has died: the job did not fail, its process did.
+The same for the fetcher before it and the publisher after it. One that ends without the last message of its kind has
+died: the job did not fail, its process did.
 """
 
 import json
@@ -15,7 +18,7 @@ from typing import Any
 
 from known_core.errors import KnownError
 
-TERMINAL = ("result", "error")
+TERMINAL = ("fetched", "result", "published", "error")
 
 
 def send(descriptor: int, message: Mapping[str, Any]) -> None:
