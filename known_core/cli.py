@@ -75,9 +75,7 @@ def demo(
 
 HubToken = Annotated[
     str | None,
-    typer.Option(
-        envvar="HF_TOKEN", show_envvar=True, help="of the Hub, sent with the request, kept sealed until the job ends"
-    ),
+    typer.Option(envvar="HF_TOKEN", help="of the Hub; sent with the request, kept sealed until the job has ended"),
 ]
 
 
@@ -126,7 +124,7 @@ def enhance(
         raise KnownError("usage", "--out needs --wait", "Add --wait.")
     if trajectory is None and (model is None or dataset is None):
         raise KnownError(
-            "usage", "there is nothing to enhance", "Give --model and --dataset, or five times --trajectory."
+            "usage", "there is nothing to enhance", "Give --model and --dataset, or --trajectory five times."
         )
     request: dict[str, Any] = _read_json_file(settings) if settings else {}
     for section, name, value in (

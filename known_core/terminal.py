@@ -81,11 +81,9 @@ def show_resolved(resolved: dict[str, Any], console: Console) -> None:
     for name, value in resolved.items():
         lines = value.items() if isinstance(value, dict) else [("", value)]
         for part, fact in lines:
-            shown = str(fact)
-            label = f"{name}.{part}" if part else name
-            console.print(
-                f"{label}: {shown if len(shown) <= 200 else shown[:197] + '...'}", markup=False, soft_wrap=True
-            )
+            shown, label = str(fact), f"{name}.{part}" if part else name
+            shortened = shown if len(shown) <= 200 else shown[:197] + "..."
+            console.print(f"{label}: {shortened}", markup=False, soft_wrap=True)
 
 
 def show_report(report: dict[str, Any], console: Console) -> None:

@@ -7,14 +7,14 @@ sampled of a data set that is too large.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from app.jobs.settings import HubAccess
-from known_core.errors import KnownError
 from known_core.events import Reporter
 from known_core.files import read_json, write_json
 from known_core.processes import die_with_parent
 from known_core.spec import JobSpec
-from worker.messages import error_message, send
+from worker.messages import reporting, send
 from worker.trainer import SPEC
 
 
@@ -25,23 +25,18 @@ def main(folder: Path, events: int) -> int:
     from known_core.fetching import fetch_inputs
     from known_core.hub import HubRef
 
-    reporter = Reporter(lambda event: send(events, event))
-    reporter.phase("downloading")
-    access = HubAccess.model_validate(asked["access"])
-    refs = {name: HubRef(**ref) for name, ref in asked["refs"].items()}
-    spec = JobSpec.model_validate(read_json(folder / SPEC))
-    try:
-        spec = fetch_inputs(
-            spec, access.open(), refs, folder / "hub", max_dataset_bytes=access.max_dataset_bytes,
-            on_bytes=reporter.step,
-        )  # fmt: skip
-    except KnownError as error:
-        print(error, file=sys.stderr)
-        send(events, error_message(error))
-        return 1
-    write_json(folder / SPEC, spec.model_dump(mode="json"))
-    send(events, {"type": "fetched"})
-    return 0
+    def work() -> dict[str, Any]:
+        reporter = Reporter(lambda event: send(events, event))
+        reporter.phase("downloading")
+        access = HubAccess.model_validate(asked["access"])
+        refs = {name: HubRef(**ref) for name, ref in asked["refs"].items()}
+        spec = JobSpec.model_validate(read_json(folder / SPEC))
+        limit, hub = access.max_dataset_bytes, access.open()
+        spec = fetch_inputs(spec, hub, refs, folder / "hub", max_dataset_bytes=limit, on_bytes=reporter.step)
+        write_json(folder / SPEC, spec.model_dump(mode="json"))
+        return {"type": "fetched"}
+
+    return reporting(events, work)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ Where to, and with which token, stands on standard input.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from app.jobs.settings import HubAccess
-from known_core.errors import KnownError
 from known_core.events import Reporter
 from known_core.processes import die_with_parent
 from known_core.spec import HubTarget
-from worker.messages import error_message, send
+from worker.messages import reporting, send
 
 
 def main(folder: Path, events: int) -> int:
@@ -21,20 +21,21 @@ def main(folder: Path, events: int) -> int:
     asked = json.load(sys.stdin)
     from known_core.publish import publish
 
-    reporter = Reporter(lambda event: send(events, event))
-    reporter.phase("publishing")
-    access = HubAccess.model_validate(asked["access"])
-    try:
+    def work() -> dict[str, Any]:
+        reporter = Reporter(lambda event: send(events, event))
+        reporter.phase("publishing")
+        access, target = HubAccess.model_validate(asked["access"]), HubTarget.model_validate(asked["target"])
         there = publish(
-            folder / "artifacts", asked["candidate"], HubTarget.model_validate(asked["target"]),
-            endpoint=access.endpoint, token=access.secret, on_bytes=reporter.step,
-        )  # fmt: skip
-    except KnownError as error:
-        print(error, file=sys.stderr)
-        send(events, error_message(error))
-        return 1
-    send(events, {"type": "published", "hub_url": there.url, "commit": there.commit, "pr_url": there.pr_url})
-    return 0
+            folder / "artifacts",
+            asked["candidate"],
+            target,
+            endpoint=access.endpoint,
+            token=access.secret,
+            on_bytes=reporter.step,
+        )
+        return {"type": "published", "hub_url": there.url, "commit": there.commit, "pr_url": there.pr_url}
+
+    return reporting(events, work)
 
 
 if __name__ == "__main__":
