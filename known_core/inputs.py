@@ -84,7 +84,7 @@ def infer_task(model: Source, base: Source | None, given: dict[str, Any] | None)
     """The task that a checkpoint's config says.
 
     Raises:
-        KnownError: ``task_unclear``, and what reading the config raises.
+        KnownError: ``unsupported_architecture``, ``task_unclear``, and what reading the config raises.
     """
     if ADAPTER_CONFIG in model.names():
         kind = read_fields(model, ADAPTER_CONFIG, "config_invalid").get("task_type")
@@ -104,11 +104,13 @@ def infer_task(model: Source, base: Source | None, given: dict[str, Any] | None)
         names = classes.get(str(config.get("model_type")), ())
         if name in ((names,) if isinstance(names, str) else tuple(names)):
             return task
+    model_type = str(config.get("model_type"))
+    what = f"model_type {model_type[:80]!r} with architectures {str(architectures)[:120]}"
+    trajectory = "A trajectory of five states is taken of any architecture whatever."
+    if model_type not in modeling_auto.MODEL_MAPPING_NAMES:
+        raise KnownError("unsupported_architecture", f"transformers does not know {what}", trajectory)
     raise KnownError(
-        "task_unclear",
-        f"the config does not say what the model does: model_type {str(config.get('model_type'))[:80]!r}, "
-        f"architectures {str(architectures)[:120]}",
-        f"Name the task: {', '.join(sorted(TASKS))}; or give a trajectory, for any architecture whatever.",
+        "task_unclear", f"{what} does not say what the model does", f"Name a task: {sorted(TASKS)}. {trajectory}"
     ).at("/task")
 
 

@@ -10,6 +10,7 @@ from app.jobs.record import JobStatus
 from app.jobs.schemas import (
     ENHANCE_EXAMPLES,
     JOB_EXAMPLE,
+    REPUBLISH_EXAMPLES,
     DryRun,
     EnhanceRequest,
     JobList,
@@ -106,7 +107,7 @@ def cancel_job(job_id: JobId, jobs: Jobs) -> JobView:
 def republish_job(
     job_id: JobId,
     jobs: Jobs,
-    request: Annotated[RepublishRequest | None, Body()] = None,
+    request: Annotated[RepublishRequest | None, Body(openapi_examples=REPUBLISH_EXAMPLES)] = None,
     token: HubToken = None,
 ) -> JobView:
     """The artifacts of the job are published as they are; what the Hub has already is not sent again."""

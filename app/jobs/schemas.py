@@ -130,6 +130,15 @@ ENHANCE_EXAMPLES = {
 }
 
 
+REPUBLISH_EXAMPLES = {
+    "again": {"summary": "where the job's request said", "value": {}},
+    "elsewhere": {
+        "summary": "another candidate, as a pull request",
+        "value": {"hub": {"repo_id": "user/resnet-x4", "create_pr": True}, "candidate": "x4"},
+    },
+}
+
+
 class Progress(BaseModel):
     phase: str
     step: int

@@ -21,12 +21,13 @@ from safetensors.torch import load, load_file
 
 from known_core.client import Client
 from known_core.errors import KnownError
-from known_core.files import sha256_bytes, write_json
+from known_core.files import write_json
 from known_core.sample_data import load_sample
 from known_core.stack import Stack
 from tests.conftest import QUICK, SETTINGS
 from tests.hub.conftest import TOKENS
-from tests.hub.server import Fault, LocalHub, Repo
+from tests.hub.server import Fault, File, LocalHub, Repo
+from tests.hub.test_nowcast import weights
 
 CANARY = "hf_canary_5f0c1d"  # alice's other token: it may be written nowhere
 
@@ -233,27 +234,6 @@ def test_pickles_are_refused_with_the_remedy(world: World) -> None:
     assert "refs/pr" in done.stderr
 
 
-def test_publishing_that_fails_takes_nothing_and_can_be_tried_again(world: World, published: dict[str, Any]) -> None:
-    """Another owner's namespace: the job has its result all the same, and republish puts it elsewhere."""
-    quick = ("--settings", str(world.folder / "quick.json"), "--select", "x2")
-    done = world.known(*ENHANCE, *quick, "--push", "hub:bob/resnet-know", "--wait", "--json")
-    assert done.returncode == 1
-    job = json.loads(done.stdout)
-    assert (job["status"], job["result"]["publish_error"]["code"]) == ("succeeded", "hub_forbidden")
-    again = world.known("jobs", "republish", job["id"], "--push", "hub:alice/second")
-    assert again.returncode == 0, again.stderr
-    assert f"published: {world.hub.url}/alice/second" in again.stdout
-    with Client(world.stack.url) as client:
-        shown = client.job(job["id"])
-    assert (shown["result"]["commit"], shown["republishing"]) == (world.repo("alice/second").refs["main"], False)
-    assert shown["result"]["publish_error"] is None
-    first, second = (world.files(repo)["model.safetensors"] for repo in ("alice/resnet-know", "alice/second"))
-    assert sha256_bytes(first) == sha256_bytes(second)
-    uploads = sum(line.startswith("PUT /lfs/") for line in world.hub.requests)
-    assert world.known("jobs", "republish", job["id"], "--push", "hub:alice/second").returncode == 0
-    assert sum(line.startswith("PUT /lfs/") for line in world.hub.requests) == uploads
-
-
 def test_republishing_waits_out_a_hub_that_is_down(world: World, published: dict[str, Any]) -> None:
     world.hub.faults.append(Fault("POST", "/api/models/alice/third/commit", 503, times=2))
     done = world.known("jobs", "republish", published["id"], "--push", "hub:alice/third", "--create-pr")
@@ -276,23 +256,35 @@ def test_wrong_states_of_republishing(world: World, published: dict[str, Any]) -
     assert "(job_not_found)" in done.stderr
 
 
-def test_a_trajectory_of_revisions(world: World) -> None:
-    """Five revisions of one repository, any architecture, no data."""
-    from tests.hub.server import File
-    from tests.hub.test_nowcast import weights
+def test_a_trajectory_of_revisions_whose_publishing_fails_at_first(world: World) -> None:
+    """Five revisions of one repository, any architecture, no data, to a namespace that is another's.
 
+    The job has its result all the same, and republish puts it elsewhere.
+    """
     repo = world.hub.add("models", "alice/run", {"config.json": b'{"any": "thing"}'})
-    states = [
-        repo.commit("main", f"s{seed}", {"model.safetensors": File(weights(seed), lfs=True)}) for seed in range(5)
-    ]
+    files = [{"model.safetensors": File(weights(seed), lfs=True)} for seed in range(5)]
+    states = [repo.commit("main", f"s{seed}", files[seed]) for seed in range(5)]
     flags = [part for state in states for part in ("--trajectory", f"hub:alice/run@{state.oid}")]
-    done = world.known(
-        "enhance", *flags, "--push", "hub:alice/run-know", "--wait", "--json", "--out", str(world.folder / "run")
-    )
-    assert done.returncode == 0, done.stderr
+    out = ("--out", str(world.folder / "run"))
+    done = world.known("enhance", *flags, "--push", "hub:bob/run-know", "--wait", "--json", *out)
+    assert done.returncode == 1
     job = json.loads(done.stdout)
+    assert (job["status"], job["result"]["publish_error"]["code"]) == ("succeeded", "hub_forbidden")
     assert job["result"]["selected"] == "x2"
     assert "Nothing was measured" in job["result"]["conclusion"]
-    local = load_file(world.folder / "run" / "x2" / "model.safetensors")
-    assert local.keys() == {"layer.weight", "layer.bias"}
+    local = world.folder / "run" / "x2" / "model.safetensors"
+    assert load_file(local).keys() == {"layer.weight", "layer.bias"}
+
+    again = world.known("jobs", "republish", job["id"], "--push", "hub:alice/run-know")
+    assert again.returncode == 0, again.stderr
+    assert f"published: {world.hub.url}/alice/run-know" in again.stdout
+    with Client(world.stack.url) as client:
+        shown = client.job(job["id"])
+    assert (shown["result"]["commit"], shown["republishing"]) == (world.repo("alice/run-know").refs["main"], False)
+    assert shown["result"]["publish_error"] is None
     assert world.files("alice/run-know")["config.json"] == b'{"any": "thing"}'
+    assert world.files("alice/run-know")["model.safetensors"] == local.read_bytes()
+
+    uploads = sum(line.startswith("PUT /lfs/") for line in world.hub.requests)
+    assert world.known("jobs", "republish", job["id"], "--push", "hub:alice/run-know").returncode == 0
+    assert sum(line.startswith("PUT /lfs/") for line in world.hub.requests) == uploads
