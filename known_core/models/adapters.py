@@ -14,12 +14,17 @@ from known_core.models.config import check_sizes
 from known_core.models.transformers_models import TransformersNetwork, fresh_tensors
 
 CONFIG = "adapter_config.json"
-_FIELDS = (  # of LoraConfig; others can name modules to import or data to initialise from
+_FIELDS = (  # of LoraConfig
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias", "fan_in_fan_out", "use_rslora",
     "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
     "task_type", "lora_bias", "target_parameters",
 )  # fmt: skip
-_REFUSED = ("megatron_config", "auto_mapping", "trainable_token_indices", "layer_replication", "arrow_config")
+_WITHOUT_EFFECT = (  # on a trained adapter: where it came from, and how it was initialised
+    "peft_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode",
+    "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
+    "qalora_group_size", "ensure_weight_tying",
+)  # fmt: skip
+_INSIDE = "base_model.model."  # what peft puts before the base model's own names
 _MAX_SIZES = 1_000_000  # the config's integers added up
 
 
@@ -29,7 +34,8 @@ class AdapterNetwork:
     Args:
         config: what its adapter_config.json holds.
         base: the network it was trained on.
-        base_folder: where the base model's checkpoint is; None where only names and shapes are checked.
+        base_shapes: the tensors of the base model's checkpoint.
+        base_folder: where that is; None where only names and shapes are checked.
 
     Raises:
         KnownError: ``unsupported_architecture``, ``config_invalid``, ``config_field_refused``.
@@ -37,24 +43,36 @@ class AdapterNetwork:
 
     library: Library = "peft"
 
-    def __init__(self, config: dict[str, Any], base: TransformersNetwork, base_folder: Path | None) -> None:
+    def __init__(
+        self, config: dict[str, Any], base: TransformersNetwork, base_shapes: Shapes, base_folder: Path | None
+    ) -> None:
         if config.get("peft_type") != "LORA":
             raise KnownError(
                 "unsupported_architecture",
                 f"peft_type is {str(config.get('peft_type'))[:80]!r}",
                 "Give a LoRA adapter.",
             )
-        if refused := [name for name in _REFUSED if config.get(name)]:
-            raise KnownError("config_field_refused", f"{CONFIG} sets {refused}", "Save the adapter without them.")
+        if refused := sorted(name for name in config.keys() - {*_FIELDS, *_WITHOUT_EFFECT} if config[name]):
+            raise KnownError(
+                "config_field_refused", f"{CONFIG} sets {refused[:5]}", "Only plain LoRA is read: save it without them."
+            )
         check_sizes(config, _MAX_SIZES, CONFIG, "config_invalid")
         self.config, self.architecture = base.config, f"LoRA on {base.architecture}"
         self.num_labels, self.label_names = base.num_labels, base.label_names
-        self._base, self._base_folder = base, base_folder
+        self._base, self._base_shapes, self._base_folder = base, base_shapes, base_folder
         with library_on("peft", CONFIG, "config_invalid"):
             fields = {name: config[name] for name in _FIELDS if config.get(name) is not None}
             self._lora = peft.LoraConfig(**fields, inference_mode=False)
 
     def check(self, shapes: Shapes) -> None:
+        raise_mismatch(
+            [
+                problem
+                for problem, name in self._base.problems(self._base_shapes)
+                if f"{_INSIDE}{name}" not in shapes  # the adapter brings a head of its own
+            ],
+            "/model/base",
+        )
         with library_on("peft", CONFIG, "config_invalid"), torch.device("meta"), bounded_construction():
             model = self._adapted(self._base.model_class(self._base.parsed))
             expected = {name: tuple(tensor.shape) for name, tensor in _adapter_state(model).items()}
@@ -71,10 +89,8 @@ class AdapterNetwork:
         return self._filled(self._base.load(self._base_checkpoint()), checkpoint, set())
 
     def load_with_new_head(self, checkpoint: Checkpoint, num_labels: int, seed: int) -> nn.Module:
-        base = self._base_checkpoint()
-        head = {name.rpartition(".")[0] for name in self._base.head_names(base.shapes)}
-        left_out = {name for name in checkpoint.tensors if any(f".{module}." in name for module in head)}
-        return self._filled(self._base.load_with_new_head(base, num_labels, seed), checkpoint, left_out)
+        head = {f"{_INSIDE}{name}" for name in self._base.head_names(self._base.own_shapes())}
+        return self._filled(self._base.load_with_new_head(self._base_checkpoint(), num_labels, seed), checkpoint, head)
 
     def save(self, model: nn.Module, folder: Path, original: Checkpoint) -> None:
         save_state(_adapter_state(model), folder, original)
@@ -90,9 +106,19 @@ class AdapterNetwork:
     def _filled(self, base: nn.Module, checkpoint: Checkpoint, left_out: set[str]) -> nn.Module:
         model = self._adapted(base)
         tensors = {name: tensor.float() for name, tensor in fresh_tensors(checkpoint).items() if name not in left_out}
-        peft.set_peft_model_state_dict(model, tensors)
+        peft.set_peft_model_state_dict(model, {**_adapter_state(model), **tensors})
         return model
 
 
 def _adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def labels_of_head(base: TransformersNetwork, shapes: Shapes) -> int | None:
+    """How many labels the head has that an adapter brings; None where it brings none.
+
+    Args:
+        shapes: the adapter's tensors.
+    """
+    names = [f"{_INSIDE}{name}" for name in base.head_names(base.own_shapes())] if base.num_labels else []
+    return next((shapes[name][0] for name in names if shapes.get(name)), None)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from known_core.checkpoint.reader import stored_shapes
 from known_core.checkpoint.source import Source
 from known_core.errors import KnownError
 from known_core.models import adapters
@@ -31,7 +32,8 @@ def open_network(
     Args:
         build: a task's own, from a config.
         model: the checkpoint's files.
-        given: the config that came with the request, where the checkpoint has none.
+        given: the config that came with the request, where the checkpoint has none; of an adapter, what differs from
+            its base's, such as the names of its labels.
         base: for an adapter, the files of the model it was trained on.
         base_folder: where these are on disk, once they are.
 
@@ -47,10 +49,17 @@ def open_network(
             f"the checkpoint is an adapter of {str(config.get('base_model_name_or_path'))[:120]!r}",
             'Give its base model too: "model": {..., "base": {...}}.',
         )
-    network = build(read_config(base, None))
+    own = read_config(model, given) if given is not None or "config.json" in model.names() else {}
+    # peft, too, takes the class of the adapter's task: the base is often stored as what it was pre-trained for
+    fields = {**read_config(base, None), **own, "architectures": None}
+    network = build(fields)
     if not isinstance(network, TransformersNetwork):
         raise KnownError("unsupported_architecture", "the adapter's base is no transformers model", "Give one that is.")
-    return adapters.AdapterNetwork(config, network, base_folder)
+    count = adapters.labels_of_head(network, stored_shapes(model))
+    if count not in (None, network.num_labels):
+        network = build({**fields, "num_labels": count, "id2label": None, "label2id": None})
+    assert isinstance(network, TransformersNetwork)
+    return adapters.AdapterNetwork(config, network, stored_shapes(base), base_folder)
 
 
 def image_classifier_of(config: dict[str, Any]) -> Network | None:

@@ -43,7 +43,7 @@ def image_preprocessor(network: Network, source: Source) -> Preprocess:
         KnownError: ``config_invalid``, ``processor_missing``, ``processor_invalid``, ``remote_code_refused``,
             ``config_field_refused``.
     """
-    if network.library == "transformers":
+    if network.library in ("transformers", "peft"):
         return _transformers_images(network.config, source)
     if isinstance(network, TimmNetwork):
         return _timm_images(network)
