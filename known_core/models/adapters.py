@@ -57,7 +57,8 @@ class AdapterNetwork:
                 "config_field_refused", f"{CONFIG} sets {refused[:5]}", "Only plain LoRA is read: save it without them."
             )
         check_sizes(config, _MAX_SIZES, CONFIG, "config_invalid")
-        self.config, self.architecture = base.config, f"LoRA on {base.architecture}"
+        self.config, self.parsed = base.config, base.parsed
+        self.architecture = f"LoRA on {base.architecture}"
         self.num_labels, self.label_names = base.num_labels, base.label_names
         self._base, self._base_shapes, self._base_folder = base, base_shapes, base_folder
         with library_on("peft", CONFIG, "config_invalid"):

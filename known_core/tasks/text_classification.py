@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from known_core.checkpoint.source import Source
 from known_core.data.files import Role
+from known_core.models.adapters import AdapterNetwork
 from known_core.models.base import Network
 from known_core.models.transformers_models import TransformersNetwork
 from known_core.tasks.base import Batch, Collate, Defaults, Labelled, class_scores
@@ -32,7 +33,11 @@ class TextClassification:
         return (TEXT, TEXT_PAIR, LABEL)
 
     def processor(self, network: Network, source: Source, max_length: int | None) -> Tokens:
-        return Tokens(network, source, max_length)
+        tokens = Tokens(network, source, max_length)
+        assert isinstance(network, TransformersNetwork | AdapterNetwork)
+        if network.parsed.pad_token_id is None:  # decoders find the last token of each text by it
+            network.parsed.pad_token_id = tokens.tokenizer.pad_token_id
+        return tokens
 
     def examples(self, rows: datasets.Dataset, to_model: NDArray[np.int64], processor: Tokens) -> Labelled:
         return labelled(encode_texts(rows, processor), to_model[np.array(rows["label"], dtype=np.int64)])

@@ -47,7 +47,7 @@ def texts_with_label(path: Path, count: int = 120) -> Path:
 
 
 def texts_alone(path: Path) -> Path:
-    path.write_text("\n".join(text for text, _ in sentences()), encoding="utf-8")
+    path.write_text("\n".join(json.dumps({"text": text}) for text, _ in sentences()), encoding="utf-8")
     return path
 
 
@@ -109,12 +109,25 @@ def save_gpt2(folder: Path, kind: str = "GPT2LMHeadModel", **changes: Any) -> Pa
     return folder
 
 
+def save_vit(folder: Path, kind: str = "ViTForImageClassification", **changes: Any) -> Path:
+    """A ViT of one layer on images of 8 x 8 pixels, and its processor."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        **labels(("0", "1", "2", "3", "4")), **changes,
+    )  # fmt: skip
+    model: Any = getattr(transformers, kind)(config)
+    model.save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
 def labels(names: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a config that name its labels."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-def save_adapter(folder: Path, base: Path, kind: str, task_type: str, **options: Any) -> Path:
+def save_adapter(folder: Path, base: Path, kind: str, task_type: str | None, **options: Any) -> Path:
     """A LoRA adapter on the model in ``base``; its B is not zero, as after training."""
     torch.manual_seed(1)
     model = getattr(transformers, kind).from_pretrained(base)
