@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import peft
 import timm
 import torch
 import torchvision
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from known_core.sample_data import ImageArrays
 
 SUBJECTS = ("The old farmer", "My sister", "Our neighbour", "A young doctor", "The tall pilot", "Her teacher")
 GLAD = ("loves the warm soup", "praised the lovely garden", "enjoyed a wonderful concert", "likes this nice hotel")
@@ -164,4 +168,55 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, 
     """The same checkpoint with its tensors changed."""
     tensors = load_file(folder / "model.safetensors")
     save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def masked_images(digits: ImageArrays, path: Path, *, classes: int = 3, count: int = 40, shift: int = 0) -> Path:
+    """Digits of 16 x 16 pixels and how strong the ink is: 0 for paper, 255 along the lower edge."""
+    rows = []
+    for image in digits.images[:count]:
+        large = np.kron(image, np.ones((2, 2), dtype=np.uint8))
+        mask = np.minimum(large.astype(int) * classes // 256, classes - 1) + shift
+        mask[-1] = 255
+        rows.append({"image": Image.fromarray(large).convert("RGB"), "mask": Image.fromarray(mask.astype(np.uint8))})
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(path)
+    return path
+
+
+SEGMENTERS: dict[str, tuple[str, Any, str, dict[str, Any]]] = {  # by name: class, config, processor, its fields
+    "segformer": (
+        "SegformerForSemanticSegmentation",
+        lambda: transformers.SegformerConfig(
+            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[4, 8], patch_sizes=[3, 3],
+            strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=8,
+        ),
+        "SegformerImageProcessor",
+        {},
+    ),
+    "beit": (
+        "BeitForSemanticSegmentation",
+        lambda: transformers.BeitConfig(  # type: ignore[call-arg]
+            image_size=16, patch_size=4, hidden_size=8, num_hidden_layers=4, num_attention_heads=2,
+            intermediate_size=8, out_indices=[1, 2, 3, 4], use_relative_position_bias=True, pool_scales=[1, 2],
+        ),
+        "BeitImageProcessor",
+        {"do_center_crop": False},
+    ),
+    "mobilenet_v2": (
+        "MobileNetV2ForSemanticSegmentation",
+        lambda: transformers.MobileNetV2Config(depth_multiplier=0.25, min_depth=4, depth_divisible_by=4),
+        "MobileNetV2ImageProcessor",
+        {"do_center_crop": False},
+    ),
+}  # fmt: skip
+
+
+def save_segmenter(folder: Path, name: str, classes: int = 3, **fields: Any) -> Path:
+    torch.manual_seed(0)
+    kind, config, processor, own = SEGMENTERS[name]
+    settings = config()
+    settings.num_labels = classes
+    getattr(transformers, kind)(settings).save_pretrained(folder)
+    getattr(transformers, processor)(size={"height": 16, "width": 16}, **own, **fields).save_pretrained(folder)
     return folder
