@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from threading import Lock
 from typing import Any
 
+from app.jobs.settings import HubAccess
 from known_core.errors import KnownError
 from known_core.spec import JobSpec
 
@@ -36,15 +37,21 @@ class Inspector:
                 _kill(self._pool)
                 self._pool = None
 
-    def inspect(self, spec: JobSpec) -> dict[str, Any]:
+    def inspect(self, spec: JobSpec, hub: dict[str, dict[str, Any]], access: HubAccess) -> dict[str, Any]:
         """What was understood of a job's inputs.
+
+        Args:
+            hub: the inputs that are on the Hub, by name: repo_id and revision.
+
+        Returns:
+            ``resolved``, for people, with where inputs came from in ``sources``; and ``hub``, every revision a commit.
 
         Raises:
             KnownError: what is wrong with them, or ``inspection_failed`` when the check itself died or hung.
         """
         pool = self._ready_pool()
         try:
-            return pool.submit(_inspect, spec).result(self._timeout_s)
+            return pool.submit(_inspect, spec, hub, access).result(self._timeout_s)
         except (BrokenProcessPool, FutureTimeoutError) as error:
             self.stop()
             what = "took longer than" if isinstance(error, FutureTimeoutError) else "died within"
@@ -69,13 +76,25 @@ def _die_with_parent() -> None:
 
 
 def _load() -> None:
-    import known_core.pipeline  # noqa: F401  (seconds of imports, done before the first request)
+    import known_core.fetching  # seconds of imports, done before the first request
+    import known_core.pipeline
+    import known_core.publish  # noqa: F401
 
 
-def _inspect(spec: JobSpec) -> dict[str, Any]:
+def _inspect(spec: JobSpec, wanted: dict[str, dict[str, Any]], access: HubAccess) -> dict[str, Any]:
+    from known_core.fetching import open_all, origins, resolve_refs
+    from known_core.inputs import pointing_at
     from known_core.pipeline import inspect
+    from known_core.publish import check_target
 
-    return inspect(spec)
+    hub = access.open()
+    refs = resolve_refs(hub, {name: (ref["repo_id"], ref["revision"]) for name, ref in wanted.items()})
+    came_from = origins(refs)
+    if spec.output.hub is not None:
+        with pointing_at("/output/hub"):
+            check_target(spec.output.hub, endpoint=access.endpoint, token=access.secret)
+    resolved = inspect(spec, open_all(spec, hub, refs))
+    return {"resolved": {**resolved, "sources": came_from}, "hub": {name: vars(ref) for name, ref in refs.items()}}
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

@@ -58,7 +58,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.uploads = upload_service
     api.state.events = EventService(repository, async_redis)
     api.state.artifacts = ArtifactService(repository, settings)
-    api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector)
+    api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)
     for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
         api.include_router(router)

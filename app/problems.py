@@ -19,7 +19,13 @@ _STATUS = {
     "artifact_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
+    "hub_forbidden": 403,
+    "hub_gated": 403,
+    "hub_head_moved": 412,
+    "hub_rate_limited": 503,
+    "hub_unreachable": 503,
     "job_ended": 409,
+    "publish_in_progress": 409,
     "result_not_ready": 409,
     "upload_too_large": 413,
     "media_type_unsupported": 415,
@@ -28,8 +34,9 @@ _STATUS = {
     "disk_full": 503,
 }
 _TITLES = {
-    400: "Bad request", 404: "Not found", 405: "Method not allowed", 409: "Conflict", 413: "Content too large",
-    415: "Unsupported media type", 422: "Unprocessable content", 500: "Internal error", 503: "Unavailable",
+    400: "Bad request", 403: "Forbidden", 404: "Not found", 405: "Method not allowed", 409: "Conflict",
+    412: "Precondition failed", 413: "Content too large", 415: "Unsupported media type", 422: "Unprocessable content",
+    500: "Internal error", 503: "Unavailable",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from known_core.evaluation import UNCHANGED, conclusion
+from known_core.comparison import UNCHANGED, conclusion
 from known_core.statistics import Interval
 
 PICTURE = "known/forgetting-curve.png"  # in the repository
@@ -35,7 +35,12 @@ _AUTO_CLASSES = {  # of transformers, by pipeline tag: the model's, and what pre
     "fill-mask": ("AutoModelForMaskedLM", "AutoTokenizer"),
     "feature-extraction": ("AutoModel", "AutoTokenizer"),
 }
-_ROLES = {"model": "Base model", "dataset": "Data it was trained on (D_0)", "downstream": "Data of the transfer probe"}
+_ROLES = {
+    "model": "Base model",
+    "base": "Model that the adapter is of",
+    "dataset": "Data it was trained on (D_0)",
+    "downstream": "Data of the transfer probe",
+}
 _WITHOUT_PREDICTION = {
     UNCHANGED: "the weights that were given, unchanged",
     "continued": "the given weights trained on, on all of their own data: a candidate without prediction",
@@ -136,7 +141,8 @@ def draw_forgetting_curve(report: dict[str, Any], path: Path) -> None:
 
 
 def _metadata(report: dict[str, Any], candidate: str, target_repo: str, base_card: str | None) -> ModelCardData:
-    base, data, library = _hub(report, "model"), _hub(report, "dataset"), report.get("library")
+    data, library = _hub(report, "dataset"), report.get("library")
+    base = next(filter(None, (_hub(report, role) for role in ("base", "model", "state-0"))), None)
     relation = "adapter" if library == "peft" else "finetune"
     results = _eval_results(report, candidate)
     metadata = ModelCardData(
@@ -162,8 +168,8 @@ def _eval_results(report: dict[str, Any], candidate: str) -> list[EvalResult]:
     measured = [("own task", "dataset", own), ("downstream, fine-tuned on few examples", "downstream", probe)]
     return [
         EvalResult(
-            task_type=_pipeline_tag(report),
-            task_name=_pipeline_tag(report).replace("-", " ").capitalize(),
+            task_type=str(_pipeline_tag(report)),
+            task_name=str(_pipeline_tag(report)).replace("-", " ").capitalize(),
             **_eval_dataset(report, role),
             metric_type=_metric(report),
             metric_name=f"{_metric(report)}, {kind}, {'given weights' if name == UNCHANGED else 'this model'}",
@@ -238,7 +244,7 @@ def _source_rows(report: dict[str, Any]) -> list[list[str]]:
         hub = source.get("hub")
         if hub:
             repo_id = _plain(hub["repo_id"])
-            kind = "" if role == "model" else "datasets/"
+            kind = "datasets/" if role in ("dataset", "downstream") else ""
             words = [f"[{_text(repo_id)}](https://huggingface.co/{kind}{quote(repo_id)})"]
             words += [f"{key} {_text(hub[key])}" for key in ("config", "split") if hub.get(key)]
             rows.append([_ROLES.get(role, _text(role)), ", ".join(words), f"commit `{_code(hub['revision'])}`"])
@@ -286,7 +292,7 @@ def _before_and_after(report: dict[str, Any], candidate: str) -> list[str]:
 def _use(report: dict[str, Any], manifest: dict[str, Any], candidate: str, target_repo: str) -> list[str]:
     library, repo = report.get("library"), json.dumps(_plain(target_repo))
     from_hub = json.dumps(f"hf-hub:{_plain(target_repo)}")
-    model_class, processor_class = _AUTO_CLASSES[_pipeline_tag(report)]
+    model_class, processor_class = _AUTO_CLASSES.get(str(_pipeline_tag(report)), ("AutoModel", "AutoProcessor"))
     if library == "transformers":
         code = [
             f"from transformers import {model_class}, {processor_class}",
@@ -297,7 +303,7 @@ def _use(report: dict[str, Any], manifest: dict[str, Any], candidate: str, targe
     elif library == "timm":
         code = ["import timm", "", f"model = timm.create_model({from_hub}, pretrained=True)"]
     elif library == "peft":
-        base = _hub(report, "model")
+        base = _hub(report, "base")
         of_base = f"{json.dumps(_plain(base['repo_id']))}, revision={json.dumps(base['revision'])}" if base else '"..."'
         code = [
             "from peft import PeftModel",
@@ -373,9 +379,10 @@ def _hub(report: dict[str, Any], role: str) -> dict[str, Any] | None:
     return hub
 
 
-def _pipeline_tag(report: dict[str, Any]) -> str:
-    task = str(report.get("task", "image-classification"))
-    return _PIPELINE_TAGS.get(task, task)
+def _pipeline_tag(report: dict[str, Any]) -> str | None:
+    """The Hub's word for the task; None where nothing is known of what the network is for."""
+    task = report.get("task")
+    return None if task is None else _PIPELINE_TAGS.get(task, str(task))
 
 
 def _metric(report: dict[str, Any]) -> str:

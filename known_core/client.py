@@ -66,10 +66,25 @@ class Client:
         )
         return str(answer.json()["id"])
 
-    def enhance(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Start a job; returns it. The request is the API's, see docs/api.md."""
+    def enhance(self, request: dict[str, Any], *, token: str | None = None, dry_run: bool = False) -> dict[str, Any]:
+        """Start a job; returns it. The request is the API's, see docs/api.md.
+
+        Args:
+            token: of the Hub, for this job.
+            dry_run: start nothing; returns what was understood of the inputs.
+        """
         body = json.dumps(request)  # with NaN, which httpx would refuse: the server's answer names the field
-        return self._json("POST", "/v1/enhance", content=body, headers={"Content-Type": "application/json"})
+        return self._json(
+            "POST",
+            "/v1/enhance",
+            content=body,
+            headers={"Content-Type": "application/json", **_token_header(token)},
+            params={"dry_run": "true"} if dry_run else {},
+        )
+
+    def republish(self, job_id: str, request: dict[str, Any], *, token: str | None = None) -> dict[str, Any]:
+        """Put a finished job's result on the Hub, again or elsewhere; returns the job."""
+        return self._json("POST", f"/v1/jobs/{job_id}/republish", json=request, headers=_token_header(token))
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{job_id}")
@@ -155,6 +170,10 @@ class Client:
         if answer.is_error:
             raise _problem(answer)
         return answer
+
+
+def _token_header(token: str | None) -> dict[str, str]:
+    return {"X-Hub-Token": token} if token else {}
 
 
 def _problem(answer: httpx.Response) -> KnownError:

@@ -1,6 +1,6 @@
 """A job's inputs: checked before anything is unpacked, then laid out as files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,19 @@ def paths_of(spec: JobSpec) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path is not None} | states
 
 
-def open_sources(spec: JobSpec) -> dict[str, Source]:
+def open_sources(spec: JobSpec, *, without: Container[str] = ()) -> dict[str, Source]:
     """The inputs at their paths, not unpacked.
+
+    Args:
+        without: inputs that are elsewhere.
 
     Raises:
         KnownError: ``archive_*``, pointing at the request's field.
     """
     sources: dict[str, Source] = {}
     for name, path in paths_of(spec).items():
+        if name in without:
+            continue
         with pointing_at(pointer_of(name)):
             sources[name] = open_source(path, single_file_name=_single_name(name, path, spec))
     return sources
@@ -85,7 +90,7 @@ def infer_task(model: Source, base: Source | None, given: dict[str, Any] | None)
     """The task that a checkpoint's config says.
 
     Raises:
-        KnownError: ``task_unclear``, and what reading the config raises.
+        KnownError: ``unsupported_architecture``, ``task_unclear``, and what reading the config raises.
     """
     if ADAPTER_CONFIG in model.names():
         kind = read_fields(model, ADAPTER_CONFIG, "config_invalid").get("task_type")
@@ -105,11 +110,13 @@ def infer_task(model: Source, base: Source | None, given: dict[str, Any] | None)
         names = classes.get(str(config.get("model_type")), ())
         if name in ((names,) if isinstance(names, str) else tuple(names)):
             return task
+    model_type = str(config.get("model_type"))
+    what = f"model_type {model_type[:80]!r} with architectures {str(architectures)[:120]}"
+    trajectory = "A trajectory of five states is taken of any architecture whatever."
+    if model_type not in modeling_auto.MODEL_MAPPING_NAMES:
+        raise KnownError("unsupported_architecture", f"transformers does not know {what}", trajectory)
     raise KnownError(
-        "task_unclear",
-        f"the config does not say what the model does: model_type {str(config.get('model_type'))[:80]!r}, "
-        f"architectures {str(architectures)[:120]}",
-        f"Name the task: {', '.join(sorted(TASKS))}; or give a trajectory, for any architecture whatever.",
+        "task_unclear", f"{what} does not say what the model does", f"Name a task: {sorted(TASKS)}. {trajectory}"
     ).at("/task")
 
 

@@ -22,6 +22,7 @@ from known_core import evaluation
 from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.calibration import has_batch_norm, recalibrate
 from known_core.checkpoint import Checkpoint, TensorWriter
+from known_core.comparison import UNCHANGED
 from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
@@ -182,11 +183,11 @@ class _Run:
         original = Checkpoint(laid_out / "model")
         original.check_finite()
         self._spec = self._with_settings(with_defaults(self._spec, task, self._device), task, original)
-        before = self._evaluate(task, {evaluation.UNCHANGED: original}, "evaluating_before")
+        before = self._evaluate(task, {UNCHANGED: original}, "evaluating_before")
         predicted = self._nowcast(self._forget(task, original, laid_out))
         candidates = self._calibrate(task, predicted)
         after = self._evaluate(task, candidates, "evaluating_after")
-        self._package(task, {evaluation.UNCHANGED: original, **candidates}, before | after, artifacts)
+        self._package(task, {UNCHANGED: original, **candidates}, before | after, artifacts)
         return artifacts
 
     def _download(self) -> Path:
@@ -388,7 +389,7 @@ class _Run:
             inputs=self._summary | task.summary() | {"sources": self._origins()},
             hypermodel={"name": self._hypermodel.stem, "sha256": sha256_file(self._hypermodel)},
             weights_predicted=self._weights_predicted,
-            forgetting_accuracy=[float(scores[evaluation.UNCHANGED].correct.mean()), *self._state_accuracy],
+            forgetting_accuracy=[float(scores[UNCHANGED].correct.mean()), *self._state_accuracy],
             forgetting_examples=[len(subset) for subset in (self._subsets[0], *trained_on)],
             scores=scores,
             probes=probes,

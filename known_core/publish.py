@@ -40,6 +40,33 @@ class Publication:
     repo_id: str
 
 
+def check_target(target: HubTarget, *, endpoint: str | None, token: str | None) -> None:
+    """Check, before a job begins, what can be known of where its result goes.
+
+    Raises:
+        KnownError: ``repo_id_invalid``, ``hub_token_missing``, ``hub_token_refused``, ``hub_repo_public``.
+    """
+    if "/" not in target.repo_id:
+        raise repo_id_invalid(target.repo_id)
+    if token is None:
+        raise KnownError(
+            "hub_token_missing",
+            f"nothing can be put into {target.repo_id} without a token",
+            "Send one with write access (X-Hub-Token, --token), or have the operator set KNOWN_HUB_TOKEN.",
+        )
+    api = HfApi(endpoint=endpoint, token=token)
+
+    def look() -> None:
+        api.whoami()
+        try:
+            info = api.model_info(target.repo_id)
+        except RepositoryNotFoundError:
+            return
+        _check_private(target, info.private)
+
+    patiently(HubRef(target.repo_id), look)
+
+
 def publish(
     artifacts: Path,
     candidate: str,
@@ -154,13 +181,17 @@ def _open_repository(api: HfApi, target: HubTarget) -> str:
     except RepositoryNotFoundError:
         api.create_repo(target.repo_id, private=target.private, exist_ok=True)
         info = api.model_info(target.repo_id, revision=target.revision)
-    if target.private and not info.private:
+    _check_private(target, info.private)
+    return str(info.sha)
+
+
+def _check_private(target: HubTarget, private: bool | None) -> None:
+    if target.private and not private:
         raise KnownError(
             "hub_repo_public",
             f"{target.repo_id} is there already, and everybody can read it",
             'Make it private in its settings, name another repository, or ask for "private": false.',
         )
-    return str(info.sha)
 
 
 def _files_at(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:

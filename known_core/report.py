@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from known_core.evaluation import UNCHANGED, ProbeResult, compare, comparison, conclusion, select
+from known_core.comparison import UNCHANGED, compare, conclusion, select
+from known_core.evaluation import ProbeResult, comparison
 from known_core.spec import JobSpec
 from known_core.statistics import paired_interval
 from known_core.tasks.base import Scores

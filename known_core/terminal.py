@@ -99,9 +99,27 @@ def _complete(progress: Progress, task: TaskID | None) -> None:
     progress.stop_task(task)
 
 
+def show_resolved(resolved: dict[str, Any], console: Console) -> None:
+    """What a dry run understood of the inputs, one fact a line."""
+    for name, value in resolved.items():
+        lines = value.items() if isinstance(value, dict) else [("", value)]
+        for part, fact in lines:
+            shown, label = str(fact), f"{name}.{part}" if part else name
+            shortened = shown if len(shown) <= 200 else shown[:197] + "..."
+            console.print(f"{label}: {shortened}", markup=False, soft_wrap=True)
+
+
 def show_report(report: dict[str, Any], console: Console) -> None:
     """The before/after table, the conclusion, and the notes on how to read them."""
-    table = Table(title="Before and after: accuracy in %")
+    if "transfer" in report:
+        console.print(_before_and_after(report))
+    console.print("* delivered. " + report["conclusion"], soft_wrap=True)
+    for note in report["notes"]:
+        console.print(f"- {note}", style="dim", soft_wrap=True)
+
+
+def _before_and_after(report: dict[str, Any]) -> Table:
+    table = Table(title=f"Before and after: {report['metric']} in %")
     table.add_column("candidate", no_wrap=True)
     for column in ("downstream", "gain, points [95%]", "lr", "own task"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -113,10 +131,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
             f"{row['learning_rate']:g}",
             f"{100 * report['own_task'][name]['accuracy']:.2f}",
         )
-    console.print(table)
-    console.print("* delivered. " + report["conclusion"], soft_wrap=True)
-    for note in report["notes"]:
-        console.print(f"- {note}", style="dim", soft_wrap=True)
+    return table
 
 
 def show_engines(rows: list[dict[str, Any]], console: Console) -> None:

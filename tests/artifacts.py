@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-from known_core.evaluation import UNCHANGED, ProbeResult
+from known_core.comparison import UNCHANGED
+from known_core.evaluation import ProbeResult
 from known_core.files import read_json, write_json
 from known_core.manifest import write_manifest
 from known_core.report import build_report, render_markdown

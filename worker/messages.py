@@ -1,21 +1,26 @@
-"""What a trainer tells its supervisor: one JSON object a line, on a pipe of its own.
+"""What a process tells its supervisor: one JSON object a line, on a pipe of its own.
 
+    {"type": "fetched"}                                         the inputs that are on the Hub are here
     {"type": "result", "selected": ..., "conclusion": ...}      the job is done; the artifacts are in place
+    {"type": "published", "hub_url": ..., "commit": ..., ...}   the result is on the Hub
     {"type": "error", "code": ..., "message": ..., ...}         the job has failed, and why
     {"type": "fan_out", "shards": ...}                          other workers may help with the nowcast that begins
     anything else                                               an event (known_core.events)
 
-A trainer that ends without result or error has died: the job did not fail, its process did.
+The same for the fetcher before it and the publisher after it. One that ends without the last message of its kind has
+died: the job did not fail, its process did.
 """
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from known_core.errors import KnownError
 
-TERMINAL = ("result", "error")
+TERMINAL = ("fetched", "result", "published", "error")
 
 
 def send(descriptor: int, message: Mapping[str, Any]) -> None:
@@ -32,3 +37,26 @@ def error_message(error: KnownError) -> dict[str, Any]:
 def error_fields(error: KnownError) -> dict[str, Any]:
     """An error as the job record keeps it."""
     return {"code": error.code, "message": error.message, "hint": error.hint, "retryable": error.retryable}
+
+
+def reporting(events: int, work: Callable[[], Mapping[str, Any]]) -> int:
+    """Do the work of a process and send its last message, whatever comes.
+
+    Returns:
+        The exit status: 0 when it was done, 1 for an error.
+    """
+    try:
+        last = work()
+    except KnownError as error:
+        print(error, file=sys.stderr)
+        send(events, error_message(error))
+        return 1
+    except Exception as error:  # a bug: the job fails with its name, the log has the rest
+        traceback.print_exc()
+        unexpected = KnownError(
+            "internal_error", f"{type(error).__name__}: {error}", "This is a bug in known; the job's log has the trace."
+        )
+        send(events, error_message(unexpected))
+        return 1
+    send(events, last)
+    return 0

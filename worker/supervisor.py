@@ -1,4 +1,7 @@
-"""One job, supervised: claim, start the trainer, relay its events, renew the lease, stop it when asked."""
+"""One job, supervised: claim it, start its processes, relay their events, renew the lease, stop them when asked.
+
+Fetcher and publisher talk to the Hub and hold a token; the trainer between them has neither.
+"""
 
 import json
 import logging
@@ -10,13 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from app.jobs.record import JobStatus
+from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository, LeaseLost
+from app.jobs.secrets import Sealer
+from app.jobs.settings import HubAccess
+from known_core.errors import KnownError
 from known_core.files import write_json
-from worker.messages import TERMINAL
+from worker.messages import TERMINAL, error_message
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
 
@@ -25,6 +32,10 @@ _POLL_S = 0.5  # how soon a cancel or a shutdown is seen
 _ENVIRONMENT = (
     "PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY", "KNOWN_HYPERMODEL", "KNOWN_ENGINE",
+)  # fmt: skip
+_NETWORK = (  # for the processes that talk to the Hub
+    "HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY",
+    "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
 
 
@@ -90,7 +101,7 @@ class Supervisor:
 
 
 class _Attempt:
-    """One claim of one job."""
+    """One claim of one job: to run it, or to publish its result again."""
 
     def __init__(
         self,
@@ -109,21 +120,77 @@ class _Attempt:
         self._beat = time.monotonic()
 
     def run(self) -> bool:
+        """Returns: whether the job is back in the queue."""
         job = self._repository.get(self._job_id)
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._folder / SPEC, job.spec)
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
             log.write(f"attempt {job.attempts}\n".encode())
-            process, events = _start_trainer(self._folder, log.fileno())
             try:
-                self._relay(events)
-            finally:
-                os.close(events)
-                _stop(process, self._settings.kill_grace_seconds)
-        return self._conclude()
+                sealed = self._repository.secret(self._job_id)
+                access = self._settings.hub_access(Sealer(self._settings).unseal(sealed) if sealed else None)
+            except KnownError as error:
+                return self._finish(error_message(error))
+            if job.republish is not None:
+                return self._republish(job, access, log.fileno())
+            return self._finish(self._run(job, access, log.fileno()))
+
+    def _run(self, job: Job, access: HubAccess, log: int) -> dict[str, Any] | None:
+        """Fetch, train, publish; each is done at once where an earlier attempt has done it.
+
+        Returns:
+            The last message, or None where a process died or was stopped.
+        """
+        write_json(self._folder / SPEC, job.spec)
+        if job.hub:
+            self._repository.mark_running(self._job_id, self._fence)
+            fetched = self._supervise("worker.fetcher", log, {**_plain(access), "refs": job.hub})
+            if fetched is None or fetched["type"] == "error":
+                return fetched
+        result, target = self._supervise("worker.trainer", log), job.spec["output"]["hub"]
+        if result is None or result["type"] == "error" or target is None:
+            return result
+        published = self._publish(access, target, result["selected"], log)
+        return None if published is None else result | _publication(published)
+
+    def _republish(self, job: Job, access: HubAccess, log: int) -> bool:
+        assert job.republish is not None
+        assert job.result is not None
+        candidate = job.republish["candidate"] or job.result["selected"]
+        published = self._publish(access, job.republish["hub"], candidate, log)
+        if published is None:
+            return self._release()
+        kept = {name: value for name, value in job.result.items() if name not in _PUBLICATION}
+        self._repository.republished(self._job_id, self._fence, kept | _publication(published))
+        return False
+
+    def _publish(self, access: HubAccess, target: dict[str, Any], candidate: str, log: int) -> dict[str, Any] | None:
+        return self._supervise("worker.publisher", log, {**_plain(access), "target": target, "candidate": candidate})
+
+    def _supervise(self, module: str, log: int, asked: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """Run one of our modules on the job's folder to its end, relaying its events.
+
+        Args:
+            asked: given to it on standard input; it then has the network, and a token in what it reads.
+
+        Returns:
+            Its last message, or None where it died or was stopped.
+        """
+        read_end, write_end = os.pipe()
+        try:
+            command = [module, str(self._folder), str(write_end)]
+            process = _start(command, self._folder, log, write_end, asked=asked)
+        finally:
+            os.close(write_end)
+        self._outcome = None
+        try:
+            self._relay(read_end)
+        finally:
+            os.close(read_end)
+            _stop(process, self._settings.kill_grace_seconds)
+        return self._outcome
 
     def _relay(self, events: int) -> None:
-        """Until the trainer closes its end, or it is time to stop it."""
+        """Until the process closes its end, or it is time to stop it."""
         buffer = b""
         with selectors.DefaultSelector() as selector:
             selector.register(events, selectors.EVENT_READ)
@@ -157,46 +224,60 @@ class _Attempt:
         else:
             self._repository.add_event(self._job_id, self._fence, message, {})
 
-    def _conclude(self) -> bool:
+    def _finish(self, outcome: dict[str, Any] | None) -> bool:
         """Write down how the attempt ended. A job being canceled ends canceled whatever is written."""
-        if self._outcome is None:
-            status = self._repository.release(self._job_id, self._fence, attempt_counts=not self._stopping())
-            return status is JobStatus.QUEUED
-        kind = self._outcome.pop("type")
+        if outcome is None:
+            return self._release()
+        kind = outcome.pop("type")
         status = JobStatus.SUCCEEDED if kind == "result" else JobStatus.FAILED
-        self._repository.finish(self._job_id, self._fence, status, self._outcome)
+        self._repository.finish(self._job_id, self._fence, status, outcome)
         return False
 
-
-def _start_trainer(folder: Path, log: int) -> "tuple[subprocess.Popen[bytes], int]":
-    """The process, and the descriptor its messages come from."""
-    read_end, write_end = os.pipe()
-    try:
-        return _start(["worker.trainer", str(folder), str(write_end)], folder, log, write_end), read_end
-    finally:
-        os.close(write_end)
+    def _release(self) -> bool:
+        status = self._repository.release(self._job_id, self._fence, attempt_counts=not self._stopping())
+        return status is JobStatus.QUEUED
 
 
-def _start(command: list[str], folder: Path, log: int, *descriptors: int) -> "subprocess.Popen[bytes]":
+_PUBLICATION = ("hub_url", "commit", "pr_url", "publish_error")
+
+
+def _publication(outcome: dict[str, Any]) -> dict[str, Any]:
+    """What became of publishing, as a result keeps it: a failure of it takes nothing from the result itself."""
+    kind = outcome.pop("type")
+    return outcome if kind == "published" else {"publish_error": outcome}
+
+
+def _plain(access: HubAccess) -> dict[str, Any]:
+    """With the token in the clear, for a pipe to a process of ours."""
+    return {"access": {**access.model_dump(mode="json"), "token": access.secret}}
+
+
+def _start(
+    command: list[str], folder: Path, log: int, *descriptors: int, asked: dict[str, Any] | None = None
+) -> "subprocess.Popen[bytes]":
     """A module of ours in a process of its own, with nothing of this one's environment but what it needs."""
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return subprocess.Popen(
+    names = _ENVIRONMENT if asked is None else (*_ENVIRONMENT, *_NETWORK)
+    process = subprocess.Popen(
         [sys.executable, "-P", "-m", *command],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if asked is None else subprocess.PIPE,
         stdout=log,
         stderr=log,
         cwd=folder,
         env={
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
-            **environment,
+            **({"HF_HUB_OFFLINE": "1"} if asked is None else {}),
+            **{name: os.environ[name] for name in names if name in os.environ},
             "HOME": str(folder),
-            "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "TOKENIZERS_PARALLELISM": "false",
         },
         pass_fds=descriptors,
         start_new_session=True,
     )
+    if process.stdin is not None:
+        with suppress(BrokenPipeError), process.stdin as pipe:  # one that died is seen where its messages end
+            pipe.write(json.dumps(asked).encode())
+    return process
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:

@@ -7,26 +7,50 @@ from fastapi.responses import PlainTextResponse
 
 from app.dependencies import Artifacts, Events, Jobs, Settings
 from app.jobs.record import JobStatus
-from app.jobs.schemas import ENHANCE_EXAMPLES, JOB_EXAMPLE, EnhanceRequest, JobList, JobView
+from app.jobs.schemas import (
+    ENHANCE_EXAMPLES,
+    JOB_EXAMPLE,
+    REPUBLISH_EXAMPLES,
+    DryRun,
+    EnhanceRequest,
+    JobList,
+    JobView,
+    RepublishRequest,
+)
 from app.jobs.service import etag
 from app.problems import problem_responses
 
 router = APIRouter(tags=["jobs"])
 JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])]
+HubToken = Annotated[
+    str | None,
+    Header(
+        alias="X-Hub-Token",
+        min_length=1,
+        max_length=512,
+        description="a token of the Hub for this request; sealed until the job has ended, never shown",
+    ),
+]
 _JOB = {"content": {"application/json": {"example": JOB_EXAMPLE}}}
 
 
 @router.post("/enhance", status_code=202, summary="Alias of POST /v1/enhance",
              responses={202: _JOB, **problem_responses(400, 422, 503)})  # fmt: skip
 @router.post("/v1/enhance", status_code=202, summary="Enhance a checkpoint",
-             responses={202: _JOB, **problem_responses(400, 422, 503)})  # fmt: skip
+             responses={200: {"model": DryRun, "description": "With dry_run"}, 202: _JOB,
+                        **problem_responses(400, 403, 404, 409, 422, 503)})  # fmt: skip
 def enhance(
     request: Annotated[EnhanceRequest, Body(openapi_examples=ENHANCE_EXAMPLES)],
     jobs: Jobs,
     response: Response,
-) -> JobView:
-    """Checks the uploads and queues the job. The answer is the job, and its address in Location."""
-    job = jobs.enhance(request)
+    dry_run: Annotated[bool, Query(description="only say what was understood; nothing is queued")] = False,
+    token: HubToken = None,
+) -> JobView | DryRun:
+    """Checks the inputs and queues the job. The answer is the job, and its address in Location."""
+    if dry_run:
+        response.status_code = 200
+        return jobs.dry_run(request, token)
+    job = jobs.enhance(request, token)
     response.headers["Location"] = job.urls.self
     response.headers["Retry-After"] = "2"
     return job
@@ -76,6 +100,18 @@ async def get_job(
 def cancel_job(job_id: JobId, jobs: Jobs) -> JobView:
     """A queued job ends at once; a running one when its process has been stopped, within seconds."""
     return jobs.cancel(job_id)
+
+
+@router.post("/v1/jobs/{job_id}/republish", status_code=202, summary="Put a finished job's result on the Hub (again)",
+             responses={202: _JOB, **problem_responses(400, 404, 409, 422)})  # fmt: skip
+def republish_job(
+    job_id: JobId,
+    jobs: Jobs,
+    request: Annotated[RepublishRequest | None, Body(openapi_examples=REPUBLISH_EXAMPLES)] = None,
+    token: HubToken = None,
+) -> JobView:
+    """The artifacts of the job are published as they are; what the Hub has already is not sent again."""
+    return jobs.republish(job_id, request or RepublishRequest(), token)
 
 
 @router.get("/v1/jobs/{job_id}/logs", response_class=PlainTextResponse, summary="What the job's process printed",

@@ -39,6 +39,8 @@ class Job:
     progress: dict[str, Any] | None
     request: dict[str, Any]
     spec: dict[str, Any]
+    hub: dict[str, Any]  # inputs to fetch, name to reference
+    republish: dict[str, Any] | None  # where to, while it is asked for and not done
     resolved: dict[str, Any]
     metadata: dict[str, str]
     result: dict[str, Any] | None
@@ -78,6 +80,8 @@ def parse_job(fields: Mapping[str, str]) -> Job:
         progress=loaded("progress"),
         request=loaded("request"),
         spec=loaded("spec"),
+        hub=loaded("hub") or {},
+        republish=loaded("republish"),
         resolved=loaded("resolved"),
         metadata=loaded("metadata"),
         result=loaded("result"),

@@ -61,9 +61,15 @@ class JobRepository:
             raise JobNotFound(job_id)
         return answer
 
-    def create(self, job_id: str, fields: Mapping[str, Any]) -> None:
-        """Args: fields: request, spec, resolved, metadata; kept as JSON."""
+    def create(self, job_id: str, fields: Mapping[str, Any], secret: str | None = None) -> None:
+        """Record a job.
+
+        Args:
+            fields: request, spec, hub, resolved, metadata; kept as JSON.
+            secret: the sealed token of the request, where it brought one.
+        """
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
+        pairs += ["secret", secret] if secret else []
         answer = self._call("create", job_id, REQUEUE_GRACE_MS, *pairs)
         if answer[0] != "ok":
             raise ValueError(f"job {job_id} exists already")
@@ -83,6 +89,32 @@ class JobRepository:
         }
         answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error))
         return int(answer[1]) if answer[0] == "ok" else None
+
+    def republish(self, job_id: str, target: Mapping[str, Any], secret: str | None) -> bool:
+        """Ask for a job's result to be published (again).
+
+        Args:
+            secret: the sealed token of the request, where it brought one.
+
+        Returns:
+            False while an earlier request is not done with.
+
+        Raises:
+            KnownError: ``result_not_ready`` for a job that has not succeeded.
+        """
+        answer = self._call("republish", job_id, REQUEUE_GRACE_MS, json.dumps(target), secret or "")
+        if answer[0] == "unfinished":
+            raise KnownError("result_not_ready", f"the job {job_id} has not succeeded", "Wait for it, or look why.")
+        return bool(answer[0] == "ok")
+
+    def republished(self, job_id: str, fence: int, result: Mapping[str, Any]) -> None:
+        """End a republishing; the result says what became of it."""
+        self._owner_call("republished", job_id, fence, json.dumps(result))
+
+    def secret(self, job_id: str) -> str | None:
+        """The sealed token that came with a job's request, until the job has ended."""
+        sealed: str | None = self._redis.hget(f"known:job:{job_id}", "secret")
+        return sealed
 
     def cancel(self, job_id: str) -> JobStatus | None:
         """Returns: the state the job is in now, or None when it had ended already."""

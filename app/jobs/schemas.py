@@ -1,28 +1,58 @@
 """What requests and answers about jobs look like."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from app.jobs.record import JobStatus
-from known_core.spec import EvaluationSettings, ForgettingSettings, NowcastSettings, OutputSettings, Settings
+from known_core.spec import (
+    DataSettings,
+    EvaluationSettings,
+    ForgettingSettings,
+    HubTarget,
+    NowcastSettings,
+    OutputSettings,
+    Settings,
+)
 
 UploadId = Annotated[str, Field(pattern=r"^upl_[0-9a-f]{24}$", examples=["upl_0123456789abcdef01234567"])]
 
 
-class DatasetInput(Settings):
-    """A data set: an imagefolder zip, or parquet with the columns image and label."""
+class HubRepo(Settings):
+    """A repository on the Hugging Face Hub; its revision is resolved to a commit when the job is made."""
 
-    upload_id: UploadId
+    repo_id: str = Field(min_length=1, max_length=200, examples=["user/resnet"])
+    revision: str | None = Field(None, min_length=1, max_length=255, description="branch, tag, commit or refs/pr/N")
 
 
-class ModelInput(Settings):
-    """A checkpoint: a zip of the folder save_pretrained wrote, or one safetensors file with ``config``."""
+class _Input(Settings):
+    """Exactly one of an upload and a repository."""
 
-    upload_id: UploadId
+    upload_id: UploadId | None = None
+    hub: HubRepo | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.upload_id is None) == (self.hub is None):
+            raise ValueError("give either upload_id or hub")
+        return self
+
+
+class DatasetInput(DataSettings, _Input):
+    """A data set: an archive or a file that was uploaded, or a repository."""
+
+
+class StateInput(_Input):
+    """A checkpoint of which only names, shapes and values count."""
+
+
+class ModelInput(_Input):
+    """A checkpoint: what save_pretrained wrote, zipped or on the Hub, or one safetensors file with ``config``."""
+
     config: dict[str, Any] | None = Field(
-        None, description="for a bare state dict: a registered architecture and its arguments"
+        None, description="for a bare state dict: its architecture and arguments, see the guide"
     )
+    base: StateInput | None = Field(None, description="for a LoRA adapter: the model it was trained on")
 
 
 class EvaluationRequest(EvaluationSettings):
@@ -30,11 +60,14 @@ class EvaluationRequest(EvaluationSettings):
 
 
 class EnhanceRequest(Settings):
-    """A job to do."""
+    """A job to do: a model with its data, or a trajectory of five states."""
 
-    model: ModelInput
-    dataset: DatasetInput = Field(description="the data the model was trained on")
-    task: Literal["image-classification"] = "image-classification"
+    model: ModelInput | None = None
+    dataset: DatasetInput | None = Field(None, description="the data the model was trained on")
+    trajectory: tuple[StateInput, ...] | None = Field(
+        None, min_length=5, max_length=5, description="states of one training, the most recent first: no data is needed"
+    )
+    task: str | None = Field(None, max_length=64, description="null: what the checkpoint's config says")
     forgetting: ForgettingSettings = ForgettingSettings()
     nowcast: NowcastSettings = NowcastSettings()
     evaluation: EvaluationRequest = EvaluationRequest()
@@ -42,6 +75,21 @@ class EnhanceRequest(Settings):
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="yours; kept and given back"
     )
+
+    @model_validator(mode="after")
+    def _model_or_trajectory(self) -> Self:
+        if self.trajectory is None and (self.model is None or self.dataset is None):
+            raise ValueError("give model and dataset, or a trajectory")
+        if self.trajectory is not None and (self.model or self.dataset or self.evaluation.downstream):
+            raise ValueError("a trajectory stands for itself: leave out model, dataset and evaluation.downstream")
+        return self
+
+
+class RepublishRequest(Settings):
+    """Where to put a finished job's result."""
+
+    hub: HubTarget | None = Field(None, description="null: where the job's request said")
+    candidate: str | None = Field(None, max_length=64, description="null: the selected one")
 
 
 ENHANCE_EXAMPLES = {
@@ -64,6 +112,29 @@ ENHANCE_EXAMPLES = {
             "evaluation": {"downstream": {"upload_id": "upl_456789abcdef012345678901"}, "seeds": 5},
             "metadata": {"experiment": "resnet-42"},
         },
+    },
+    "hub": {
+        "summary": "from the Hub and back to it",
+        "value": {
+            "model": {"hub": {"repo_id": "user/resnet"}},
+            "dataset": {"hub": {"repo_id": "user/data", "revision": "main"}, "split": "train"},
+            "output": {"hub": {"repo_id": "user/resnet-know", "private": True}},
+        },
+    },
+    "trajectory": {
+        "summary": "five states of any architecture, without data",
+        "value": {
+            "trajectory": [{"hub": {"repo_id": "user/gpt", "revision": f"step-{step}"}} for step in range(5, 0, -1)]
+        },
+    },
+}
+
+
+REPUBLISH_EXAMPLES = {
+    "again": {"summary": "where the job's request said", "value": {}},
+    "elsewhere": {
+        "summary": "another candidate, as a pull request",
+        "value": {"hub": {"repo_id": "user/resnet-x4", "create_pr": True}, "candidate": "x4"},
     },
 }
 
@@ -88,6 +159,12 @@ class JobResult(BaseModel):
     artifacts: str
     report: str
     manifest: str
+    hub_url: str | None = Field(None, description="the repository the result was put into")
+    commit: str | None = None
+    pr_url: str | None = None
+    publish_error: JobError | None = Field(
+        None, description="why it is not on the Hub; the artifacts are here, and republish tries again"
+    )
 
 
 class JobUrls(BaseModel):
@@ -95,9 +172,17 @@ class JobUrls(BaseModel):
     events: str
     logs: str
     cancel: str
+    republish: str
     report: str
     manifest: str
     artifacts: str
+
+
+class DryRun(BaseModel):
+    """What a job would be, had it been queued."""
+
+    object: Literal["dry_run"] = "dry_run"
+    resolved: dict[str, Any] = Field(description="what was understood of the inputs: task, columns, classes, commits")
 
 
 class JobView(BaseModel):
@@ -113,6 +198,7 @@ class JobView(BaseModel):
     resolved: dict[str, Any] = Field(description="what was understood of the inputs")
     metadata: dict[str, str]
     result: JobResult | None
+    republishing: bool = Field(False, description="whether the result is being put on the Hub again")
     error: JobError | None
     created_at: str
     started_at: str | None
@@ -139,6 +225,7 @@ JOB_EXAMPLE: dict[str, Any] = {
     "resolved": {"task": "image-classification", "architecture": "small-cnn", "parameters": 57333},
     "metadata": {},
     "result": None,
+    "republishing": False,
     "error": None,
     "created_at": "2026-11-24T10:00:00.000Z",
     "started_at": "2026-11-24T10:00:01.250Z",
@@ -146,7 +233,8 @@ JOB_EXAMPLE: dict[str, Any] = {
     "urls": {
         name: f"/v1/jobs/job_0123456789abcdef01234567{path}"
         for name, path in (
-            ("self", ""), ("events", "/events"), ("logs", "/logs"), ("cancel", "/cancel"), ("report", "/report"),
+            ("self", ""), ("events", "/events"), ("logs", "/logs"), ("cancel", "/cancel"), ("republish", "/republish"),
+            ("report", "/report"),
             ("manifest", "/manifest"), ("artifacts", "/artifacts"),
         )
     },

@@ -1,6 +1,7 @@
-"""Jobs: accept, show, cancel."""
+"""Jobs: accept, show, cancel, publish again."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -9,59 +10,115 @@ from app.inspection import Inspector
 from app.jobs.queue import wake
 from app.jobs.record import Job, JobStatus, new_job_id
 from app.jobs.repository import JobRepository
-from app.jobs.schemas import EnhanceRequest, JobList, JobUrls, JobView
+from app.jobs.schemas import (
+    DatasetInput,
+    DryRun,
+    EnhanceRequest,
+    JobList,
+    JobUrls,
+    JobView,
+    ModelInput,
+    RepublishRequest,
+    StateInput,
+)
+from app.jobs.secrets import Sealer
+from app.jobs.settings import StoreSettings
 from app.uploads.service import UploadService
 from known_core.errors import KnownError
 from known_core.files import sha256_bytes
-from known_core.spec import EvaluationSettings, JobSpec
+from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
+
+Input = ModelInput | StateInput | DatasetInput
 
 
 class JobService:
     """See the endpoints for what each method promises."""
 
-    def __init__(self, repository: JobRepository, celery: Celery, uploads: UploadService, inspector: Inspector) -> None:
+    def __init__(
+        self,
+        repository: JobRepository,
+        celery: Celery,
+        uploads: UploadService,
+        inspector: Inspector,
+        settings: StoreSettings,
+    ) -> None:
         self._repository = repository
         self._celery = celery
         self._uploads = uploads
         self._inspector = inspector
+        self._settings = settings
+        self._sealer = Sealer(settings)
 
-    def enhance(self, request: EnhanceRequest) -> JobView:
-        """Check the inputs, record the job, wake a worker: in that order, so an accepted job is never lost."""
-        spec = self._spec(request)
-        resolved = self._inspector.inspect(spec)
+    def enhance(self, request: EnhanceRequest, token: str | None) -> JobView:
+        """Check the inputs, record the job, wake a worker: in that order, so an accepted job is never lost.
+
+        Args:
+            token: of the Hub, where the request brings one.
+        """
         job_id = new_job_id()
+        spec, inspected = self._inspect(request, job_id, token)
         self._repository.create(
             job_id,
             {
                 "request": request.model_dump(mode="json", exclude_unset=True),
                 "spec": spec.model_dump(mode="json"),
-                "resolved": resolved,
+                "hub": inspected["hub"],
+                "resolved": inspected["resolved"],
                 "metadata": request.metadata,
             },
+            self._sealer.seal(token) if token else None,
         )
         wake(self._celery, job_id)
         return self.get(job_id)
 
-    def _spec(self, request: EnhanceRequest) -> JobSpec:
-        def path(upload_id: str, pointer: str) -> Any:
-            try:
-                return self._uploads.path(upload_id)
-            except KnownError as error:
-                error.code = "upload_unknown"  # the request is wrong, not its address: 422, not 404
-                raise error.at(pointer) from error
+    def dry_run(self, request: EnhanceRequest, token: str | None) -> DryRun:
+        """What was understood of the inputs; nothing is recorded."""
+        _, inspected = self._inspect(request, new_job_id(), token)
+        return DryRun(resolved=inspected["resolved"])
 
-        downstream = request.evaluation.downstream
-        return JobSpec(
-            model=path(request.model.upload_id, "/model/upload_id"),
-            config=request.model.config,
-            dataset=path(request.dataset.upload_id, "/dataset/upload_id"),
-            downstream=path(downstream.upload_id, "/evaluation/downstream/upload_id") if downstream else None,
+    def _inspect(self, request: EnhanceRequest, job_id: str, token: str | None) -> tuple[JobSpec, dict[str, Any]]:
+        """The spec with its revisions resolved, and what the inspection found."""
+        inputs = _inputs(request)
+        folder = self._settings.job_folder(job_id) / "hub"
+        paths = {name: self._path(name, given, folder) for name, given in inputs.items()}
+        evaluation = request.evaluation
+        spec = JobSpec(
+            model=paths.get("model"),
+            config=request.model.config if request.model else None,
+            base=paths.get("base"),
+            dataset=paths.get("dataset"),
+            data=_data_settings(request.dataset),
+            downstream=paths.get("downstream"),
+            downstream_data=_data_settings(evaluation.downstream),
+            trajectory=tuple(paths[f"state-{index}"] for index in range(5)) if request.trajectory else None,
             task=request.task,
             forgetting=request.forgetting,
             nowcast=request.nowcast,
-            evaluation=EvaluationSettings(**request.evaluation.model_dump(exclude={"downstream"})),
+            evaluation=EvaluationSettings(**evaluation.model_dump(exclude={"downstream"})),
             output=request.output,
+            file_names={
+                name: self._uploads.get(given.upload_id).filename
+                for name, given in inputs.items()
+                if given.upload_id is not None
+            },
         )
+        hub = {
+            name: {"repo_id": given.hub.repo_id, "revision": given.hub.revision}
+            for name, given in inputs.items()
+            if given.hub is not None
+        }
+        inspected = self._inspector.inspect(spec, hub, self._settings.hub_access(token))
+        resolved_paths = {"base": folder / "base"} if "base" in inspected["hub"] and spec.base is None else {}
+        return spec.model_copy(update={"origins": inspected["resolved"]["sources"], **resolved_paths}), inspected
+
+    def _path(self, name: str, given: Input, folder: Path) -> Path:
+        if given.upload_id is None:
+            return folder / name
+        try:
+            return self._uploads.path(given.upload_id)
+        except KnownError as error:
+            error.code = "upload_unknown"  # the request is wrong, not its address: 422, not 404
+            raise error.at(f"{_pointer(name)}/upload_id") from error
 
     def get(self, job_id: str) -> JobView:
         return view(self._repository.get(job_id))
@@ -79,11 +136,47 @@ class JobService:
             raise KnownError("job_ended", f"the job has ended: it is {status.value}", "Start a new one.")
         return self.get(job_id)
 
+    def republish(self, job_id: str, request: RepublishRequest, token: str | None) -> JobView:
+        """Raises: KnownError ``result_not_ready``, ``publish_target_missing``, ``publish_in_progress``."""
+        job = self._repository.get(job_id)
+        asked = (job.spec.get("output") or {}).get("hub")
+        target = request.hub or (HubTarget.model_validate(asked) if asked else None)
+        if target is None:
+            raise KnownError(
+                "publish_target_missing", "neither the job nor this request names a repository", 'Give "hub".'
+            ).at("/hub")
+        wish = {"hub": target.model_dump(mode="json"), "candidate": request.candidate}
+        if not self._repository.republish(job_id, wish, self._sealer.seal(token) if token else None):
+            raise KnownError("publish_in_progress", "the job is being published already", "Wait until it is done.")
+        wake(self._celery, job_id)
+        return self.get(job_id)
+
+
+def _inputs(request: EnhanceRequest) -> dict[str, Input]:
+    """Every input that a request names."""
+    named: dict[str, Input | None] = {
+        "model": request.model,
+        "base": request.model.base if request.model else None,
+        "dataset": request.dataset,
+        "downstream": request.evaluation.downstream,
+        **{f"state-{index}": state for index, state in enumerate(request.trajectory or ())},
+    }
+    return {name: given for name, given in named.items() if given is not None}
+
+
+def _pointer(name: str) -> str:
+    known = {"base": "/model/base", "downstream": "/evaluation/downstream"}
+    return known.get(name) or f"/{name}".replace("/state-", "/trajectory/")
+
+
+def _data_settings(given: DatasetInput | None) -> DataSettings:
+    return DataSettings(**given.model_dump(include=set(DataSettings.model_fields))) if given else DataSettings()
+
 
 def view(job: Job) -> JobView:
     """A record as the API shows it."""
     base = f"/v1/jobs/{job.id}"
-    names = ("events", "logs", "cancel", "report", "manifest", "artifacts")
+    names = ("events", "logs", "cancel", "republish", "report", "manifest", "artifacts")
     urls = JobUrls(self=base, **{name: f"{base}/{name}" for name in names})
     result = None
     if job.result is not None:
@@ -99,6 +192,7 @@ def view(job: Job) -> JobView:
             "resolved": job.resolved,
             "metadata": job.metadata,
             "result": result,
+            "republishing": job.republish is not None,
             "error": job.error,
             "created_at": _time(job.created_at),
             "started_at": _time(job.started_at),

@@ -1,9 +1,37 @@
 """Settings that the API and the workers share: where the job records and the files are."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from known_core.hub import Hub
+
+
+class HubAccess(BaseModel):
+    """What a process needs to reach the Hub; the token shows in no representation.
+
+    ``max_dataset_bytes`` is what one data set may take on disk.
+    """
+
+    endpoint: str | None
+    token: SecretStr | None
+    cache: Path
+    max_cache_bytes: int
+    max_dataset_bytes: int
+
+    @property
+    def secret(self) -> str | None:
+        return self.token.get_secret_value() if self.token else None
+
+    def open(self) -> "Hub":
+        """The Hub, with its cache folder there."""
+        from known_core.hub import Hub
+
+        self.cache.mkdir(parents=True, exist_ok=True)
+        return Hub(self.endpoint, self.secret, self.cache, self.max_cache_bytes)
 
 
 class StoreSettings(BaseSettings):
@@ -16,10 +44,29 @@ class StoreSettings(BaseSettings):
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its job")
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
 
+    hub_endpoint: str | None = Field(None, description="address of the Hub; null: HF_ENDPOINT or huggingface.co")
+    hub_token: SecretStr | None = Field(None, description="used where a request brings none")
+    hub_cache_dir: Path | None = Field(None, description="what jobs fetch from the Hub; null: hub in the data folder")
+    hub_cache_bytes: int = Field(100 << 30, ge=0, description="what the cache is trimmed to")
+    max_dataset_bytes: int = Field(50 << 30, ge=1, description="a larger data set on the Hub is sampled")
+    secret_key: SecretStr | None = Field(
+        None, description="Fernet key that seals tokens of requests; null: a key file in the data folder"
+    )
+
     @property
     def data(self) -> Path:
         """The data folder, absolute."""
         return self.data_dir.expanduser().resolve()
+
+    def hub_access(self, token: str | None) -> HubAccess:
+        """How to reach the Hub, with a request's token or with the server's own."""
+        return HubAccess(
+            endpoint=self.hub_endpoint,
+            token=SecretStr(token) if token else self.hub_token,
+            cache=self.hub_cache_dir.expanduser().resolve() if self.hub_cache_dir else self.data / "hub",
+            max_cache_bytes=self.hub_cache_bytes,
+            max_dataset_bytes=self.max_dataset_bytes,
+        )
 
     def job_folder(self, job_id: str) -> Path:
         return self.data / "jobs" / job_id

@@ -3,6 +3,9 @@
 --   queued -> validating -> running -> succeeded | failed          cancel: queued -> canceled
 --      ^___________|___________| (release)                                 validating | running -> canceling -> canceled
 --
+-- A job that succeeded may be published again: the field republish is there from the request to the end of it, and the
+-- job is claimed and held meanwhile as one that runs is. Its status stays.
+--
 -- KEYS: 1 record (hash), 2 events (stream), 3 open jobs (zset: id -> when to look at it again, ms), 4 all jobs (zset)
 -- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
 -- Returns {"ok", ...} or {reason}: missing, exists, terminal, held, lost (the caller's lease is gone), exhausted.
@@ -14,6 +17,7 @@ local status = redis.call('HGET', KEYS[1], 'status')
 local MAX_EVENTS = 10000
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 local HELD = { validating = true, running = true, canceling = true }
+local republish = redis.call('HEXISTS', KEYS[1], 'republish') == 1
 
 local function add_event(json)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', MAX_EVENTS, '*', 'data', json)
@@ -25,7 +29,7 @@ local function enter(new)
   redis.call('HSET', KEYS[1], 'status', new)
   if TERMINAL[new] then
     redis.call('HSET', KEYS[1], 'finished_at', now)
-    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase')
+    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase', 'secret')
     redis.call('ZREM', KEYS[3], id)
   end
   add_event('{"type":"status","status":"' .. new .. '"}')
@@ -45,6 +49,12 @@ local function queue_again(grace_ms)
   look_again_at(now + grace_ms)
 end
 
+local function end_republish()
+  redis.call('HDEL', KEYS[1], 'republish', 'republish_attempts', 'secret', 'owner', 'lease_until', 'phase', 'progress')
+  redis.call('ZREM', KEYS[3], id)
+  add_event('{"type":"republish","status":"ended"}')
+end
+
 if operation == 'create' then -- grace_ms, then field, value, ...
   if status then return { 'exists' } end
   redis.call('HSET', KEYS[1], 'id', id, 'created_at', now, 'attempts', 0, 'fence', 0, unpack(ARGV, 4))
@@ -57,8 +67,18 @@ end
 if not status then return { 'missing' } end
 
 if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when they are used up
-  if TERMINAL[status] then return { 'terminal' } end
-  if HELD[status] and lease_until() > now then return { 'held' } end
+  if TERMINAL[status] and not republish then return { 'terminal' } end
+  if lease_until() > now then return { 'held' } end
+  if republish then
+    if redis.call('HINCRBY', KEYS[1], 'republish_attempts', 1) > tonumber(ARGV[5]) then
+      end_republish()
+      return { 'exhausted' }
+    end
+    local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
+    redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'lease_until', now + tonumber(ARGV[4]))
+    look_again_at(now + tonumber(ARGV[4]))
+    return { 'ok', fence }
+  end
   if status == 'canceling' then
     enter('canceled')
     return { 'terminal' }
@@ -87,14 +107,24 @@ if operation == 'cancel' then
   return { 'ok', status }
 end
 
+if operation == 'republish' then -- grace_ms, target JSON, sealed token or ""
+  if status ~= 'succeeded' then return { 'unfinished' } end
+  if republish then return { 'held' } end
+  redis.call('HSET', KEYS[1], 'republish', ARGV[4])
+  if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'secret', ARGV[5]) end
+  add_event('{"type":"republish","status":"queued"}')
+  look_again_at(now + tonumber(ARGV[3]))
+  return { 'ok', status }
+end
+
 if operation == 'look_again' then -- after_ms: put off the next look at an open job
-  if TERMINAL[status] then return { 'terminal' } end
+  if TERMINAL[status] and not republish then return { 'terminal' } end
   look_again_at(now + tonumber(ARGV[3]))
   return { 'ok', status }
 end
 
 -- What follows is for the owner of the lease alone: fence is ARGV[3].
-if not HELD[status] or redis.call('HGET', KEYS[1], 'fence') ~= ARGV[3] or lease_until() <= now then
+if not (HELD[status] or republish) or redis.call('HGET', KEYS[1], 'fence') ~= ARGV[3] or lease_until() <= now then
   return { 'lost' }
 end
 
@@ -115,6 +145,12 @@ if operation == 'run' then
   return { 'ok', status }
 end
 
+if operation == 'republished' then -- result JSON
+  redis.call('HSET', KEYS[1], 'result', ARGV[4])
+  end_republish()
+  return { 'ok', status }
+end
+
 if operation == 'finish' then -- status, field, value: result or error
   if status == 'canceling' then
     enter('canceled')
@@ -126,6 +162,12 @@ if operation == 'finish' then -- status, field, value: result or error
 end
 
 if operation == 'release' then -- grace_ms, "1" when the attempt does not count
+  if republish then
+    if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[1], 'republish_attempts', -1) end
+    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase', 'progress')
+    look_again_at(now + tonumber(ARGV[4]))
+    return { 'ok', 'queued' }
+  end
   if status == 'canceling' then
     enter('canceled')
   else

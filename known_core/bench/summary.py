@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from known_core.bench.protocols import NAIVE, Protocol
-from known_core.evaluation import UNCHANGED, select
+from known_core.comparison import UNCHANGED, select
 from known_core.statistics import Interval, paired_interval
 
 MATCHED = "shrink matched to "
@@ -66,7 +66,7 @@ def summarise(protocol: Protocol, rows: Mapping[str, Mapping[str, Any]], known: 
         that the selection seed chose, with its gain over naive, over the shrinkage matched to it, over the same compute
         spent on plain averaged training, and over the best of each other hyper-model; and ``selected``, what a user
         would be given: of all methods but the oracles the one with the highest mean on the selection draws among those
-        whose Student's t interval over naive lies above zero, else naive (as :func:`known_core.evaluation.select`).
+        whose Student's t interval over naive lies above zero, else naive (as :func:`known_core.comparison.select`).
     """
 
     def gain(metric: str, method: str, over: str) -> Interval:

@@ -62,8 +62,6 @@ def _translated(error: BaseException, ref: HubRef) -> KnownError | None:
             return _translated(error.__cause__, ref)
         case json.JSONDecodeError():
             return unreachable(repo, "it answers with something else than JSON")
-        case ValueError() | RuntimeError():  # what the client wraps an error of an upload in
-            return None if error.__cause__ is None else _translated(error.__cause__, ref)
         case OfflineModeIsEnabled():
             return KnownError(
                 "hub_offline", f"{repo} is not reached: HF_HUB_OFFLINE is set", "Unset it, or give files instead."
@@ -90,6 +88,8 @@ def _translated(error: BaseException, ref: HubRef) -> KnownError | None:
             return KnownError("hub_file_missing", f"{repo}: a file is not there", "Check its files at this revision.")
         case HfHubHTTPError():
             return _refused(error, repo)
+        case ValueError() | RuntimeError():  # what the client wraps an error of an upload in
+            return None if error.__cause__ is None else _translated(error.__cause__, ref)
         case OSError(errno=errno.ENOSPC):
             return disk_full(f"the disk filled up while {ref.label} was fetched")
         case OSError() if error.errno is not None and not isinstance(error, _NO_CONNECTION):

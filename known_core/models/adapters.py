@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from torch import nn
 
@@ -50,6 +49,8 @@ class AdapterNetwork:
         self.config, self.architecture = base.config, f"LoRA on {base.architecture}"
         self.num_labels, self.label_names = base.num_labels, base.label_names
         self._base, self._base_folder = base, base_folder
+        import peft  # takes two seconds: only where there is an adapter
+
         with library_on("peft", CONFIG, "config_invalid"):
             fields = {name: config[name] for name in _FIELDS if config.get(name) is not None}
             self._lora = peft.LoraConfig(**fields, inference_mode=False)
@@ -84,15 +85,21 @@ class AdapterNetwork:
         return Checkpoint(self._base_folder)
 
     def _adapted(self, model: nn.Module) -> nn.Module:
+        import peft
+
         adapted: nn.Module = peft.PeftModel(model, self._lora)
         return adapted
 
     def _filled(self, base: nn.Module, checkpoint: Checkpoint, left_out: set[str]) -> nn.Module:
         model = self._adapted(base)
         tensors = {name: tensor.float() for name, tensor in fresh_tensors(checkpoint).items() if name not in left_out}
-        peft.set_peft_model_state_dict(model, tensors)
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, tensors)
         return model
 
 
 def _adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))

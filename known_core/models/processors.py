@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms as tv
 import transformers
 from PIL import Image
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from known_core.checkpoint.source import Source
@@ -95,11 +92,16 @@ def _torchvision_images(config: dict[str, Any]) -> Preprocess:
             )
         return _square(config, 3, size, _IMAGENET["mean"], _IMAGENET["std"])
     normalise = _square(config, 3, 224, _IMAGENET["mean"], _IMAGENET["std"])
-    crop = tv.Compose([tv.Resize(256), tv.CenterCrop(224)])
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    crop = Compose([Resize(256), CenterCrop(224)])
     return lambda images: normalise([crop(image.convert("RGB")) for image in images])
 
 
 def _timm_images(network: TimmNetwork) -> Preprocess:
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
     with library_on("timm", "pretrained_cfg", "config_invalid"):
         check_sizes(network.pretrained_cfg, 2_000_000, "pretrained_cfg", "config_invalid")
         data = resolve_data_config({}, pretrained_cfg=network.pretrained_cfg)  # type: ignore[no-untyped-call]

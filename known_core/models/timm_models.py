@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import timm
 from torch import nn
 
 from known_core.errors import KnownError
@@ -26,6 +25,8 @@ class TimmNetwork(StateDictNetwork):
     library: Library = "timm"
 
     def __init__(self, config: dict[str, Any]) -> None:
+        import timm  # takes two seconds: only where a network is timm's
+
         self.architecture = str(config.get("architecture"))[:80]
         if self.architecture not in timm.list_models():
             raise KnownError(

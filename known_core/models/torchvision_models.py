@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from known_core.errors import KnownError
@@ -24,6 +23,8 @@ class TorchvisionNetwork(StateDictNetwork):
     library: Library = "torchvision"
 
     def __init__(self, config: dict[str, Any]) -> None:
+        import torchvision  # takes a second: only where a network is torchvision's
+
         self.architecture, num_labels = str(config.get("architecture"))[:80], config.get("num_classes")
         if self.architecture not in torchvision.models.list_models(module=torchvision.models):
             raise KnownError(

@@ -120,7 +120,12 @@ def test_other_architectures_and_key_sets(stack: Stack, client: Client, inputs: 
 
 @pytest.mark.parametrize(
     ("name", "named"),
-    [("empty zip", "no images"), ("one class", "class '0'"), ("text", "no images"), ("too few", "too few")],
+    [
+        ("empty zip", "no examples"),
+        ("one class", "class '0'"),
+        ("text", "the image is in none"),
+        ("too few", "too few"),
+    ],
 )
 def test_bad_data_sets(stack: Stack, client: Client, inputs: Inputs, tmp_path: Path, name: str, named: str) -> None:
     digits = load_sample("digits")

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from known_core.card import draw_forgetting_curve, render_card
-from known_core.evaluation import UNCHANGED
+from known_core.comparison import UNCHANGED
 from known_core.files import sha256_file
 from known_core.manifest import write_manifest
 from tests.artifacts import BASE_CARD, HYPERMODEL, SOURCES, facts, sample_manifest, sample_report

@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from known_core.checkpoint import Checkpoint
-from known_core.evaluation import (
-    UNCHANGED,
-    ProbeResult,
-    _draw,
-    compare,
-    comparison,
-    conclusion,
-    probe_runs,
-    select,
-    transfer_probe,
-)  # fmt: skip
+from known_core.comparison import UNCHANGED, compare, conclusion, select
+from known_core.evaluation import ProbeResult, _draw, comparison, probe_runs, transfer_probe
 from known_core.inputs import lay_out
 from known_core.spec import EvaluationSettings, JobSpec
 from known_core.statistics import Interval

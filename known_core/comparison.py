@@ -1,0 +1,41 @@
+"""Candidates compared with the weights that were given, and the choice of what to deliver."""
+
+from known_core.statistics import Interval, paired_interval
+
+UNCHANGED = "unchanged"  # the candidate that is Θ_0 itself
+
+
+def compare(candidates: dict[str, list[float]]) -> dict[str, Interval]:
+    """The paired difference of each candidate to ``unchanged``, in the metric's unit."""
+    before = candidates[UNCHANGED]
+    return {name: paired_interval(after, before) for name, after in candidates.items() if name != UNCHANGED}
+
+
+def select(gains: dict[str, Interval], wish: str = "best") -> str:
+    """The candidate to deliver: the one asked for, or the best whose interval lies above zero, else ``unchanged``."""
+    if wish != "best":
+        return wish
+    proven = {name: gain for name, gain in gains.items() if gain.above_zero}
+    return max(proven, key=lambda name: proven[name].mean) if proven else UNCHANGED
+
+
+def conclusion(gains: dict[str, Interval], selected: str, wish: str) -> str:
+    """The result in words."""
+    if selected == UNCHANGED:
+        best = max(gains, key=lambda name: gains[name].mean)
+        return (
+            "Nothing was gained: no candidate's interval lies above zero, so the delivered weights are yours, "
+            f"unchanged. The highest mean was {best} with {_points(gains[best])} points of accuracy."
+        )
+    gain = gains[selected]
+    text = f"{selected} changes downstream accuracy by {_points(gain)} points over the weights you gave."
+    if wish != "best":
+        text = f"You asked for {selected}. {text}"
+    if gain.above_zero:
+        return f"{text} The interval lies above zero: a gain was shown on this probe."
+    worse = "a loss was shown" if gain.below_zero else "no gain was shown"
+    return f"{text} The interval does not lie above zero: {worse}."
+
+
+def _points(gain: Interval) -> str:
+    return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
