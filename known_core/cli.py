@@ -1,6 +1,7 @@
 """The command line. Heavy libraries are imported inside commands, so that --help is quick."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ app.add_typer(bench_app, name="bench")
 _console = Console(stderr=True)
 _DEFAULT_SERVER = "http://127.0.0.1:8000"
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_HUB_CACHE_BYTES = 100 << 30  # what is used least recently goes first
 
 Server = Annotated[str, typer.Option(envvar="KNOWN_SERVER", help="address of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
@@ -498,6 +500,55 @@ def bench_nowcast(
         print(json.dumps(rows, indent=2))
     else:
         show_engines(rows, Console())
+
+
+@app.command()
+def reproduce(
+    manifest: Annotated[Path, typer.Argument(help="manifest.json of a job's artifacts, or known/manifest.json")],
+    model: Annotated[Path | None, typer.Option(help="the model the job was given, if it was not on the Hub")] = None,
+    base: Annotated[Path | None, typer.Option(help="likewise: the base model of an adapter")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="likewise: the data")] = None,
+    downstream: Annotated[Path | None, typer.Option(help="likewise: the data of the probe")] = None,
+    state: Annotated[
+        list[Path] | None, typer.Option(help="likewise: a state of a trajectory; repeat, the most recent first")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="folder for fetched inputs, stages and the result; it is kept")] = Path(
+        "known-reproduce"
+    ),
+    token: Annotated[
+        str | None, typer.Option(envvar="HF_TOKEN", help="for the Hub; default: the one huggingface_hub stored")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="exit with 1 unless every byte is the same")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a finished job again from its manifest, on this machine, and compare. Goes on where it stopped."""
+    from huggingface_hub import get_token
+
+    from known_core.hub import Hub
+    from known_core.reproduce import reproduce as run_again
+    from known_core.terminal import job_bars, show_comparison
+
+    named = {"model": model, "base": base, "dataset": dataset, "downstream": downstream}
+    inputs = {name: path for name, path in named.items() if path is not None}
+    inputs |= {f"state-{index}": path for index, path in enumerate(state or ())}
+    hub = Hub(None, token or get_token(), _cache_folder() / "hub", _HUB_CACHE_BYTES)
+    with (
+        _interruptible(f"interrupted; what is finished is kept in {work}, run it again to go on"),
+        job_bars(_console) as draw,
+    ):
+        comparison = run_again(manifest, work, inputs, hub, draw)
+    if as_json:
+        print(json.dumps(comparison.as_dict(), indent=2))
+    else:
+        show_comparison(comparison, Console())
+        _console.print(f"the new result: {comparison.artifacts}", soft_wrap=True)
+    if not comparison.identical and (exact or not comparison.explained):
+        raise typer.Exit(1)
+
+
+def _cache_folder() -> Path:
+    """Known's folder in the user's cache (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "known"
 
 
 def _follow(client: Any, job_id: str, out: Path | None) -> dict[str, Any]:

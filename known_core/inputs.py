@@ -80,6 +80,12 @@ def _single_name(name: str, path: Path, spec: JobSpec) -> str:
     return f"data{suffix}" if suffix in FORMATS else _DATA_FILE
 
 
+def file_names(spec: JobSpec) -> dict[str, str]:
+    """What each single file of data is called: who has it under another name reads it the same with these."""
+    paths = {name: path for name, path in paths_of(spec).items() if name in ("dataset", "downstream")}
+    return {name: path.name for name, path in paths.items() if path.is_file()} | spec.file_names
+
+
 def infer_task(model: Source, base: Source | None, given: dict[str, Any] | None) -> str:
     """The task that a checkpoint's config says.
 

@@ -3,10 +3,13 @@
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 NAME = "manifest.json"
 _PACKAGES = ("known", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
@@ -18,6 +21,15 @@ def versions() -> dict[str, str | None]:
 
     packages = {package: version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), "cuda": torch.version.cuda, **packages}
+
+
+def processor(device: "torch.device") -> str:
+    """What computes: a GPU's name, or the CPU's instructions and threads. Another one adds in another order."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:

@@ -29,8 +29,17 @@ from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file
 from known_core.forgetting import FAN_AVERAGED, Design, Indices, nested_subsets, subset_hash
 from known_core.hypermodel import HyperModel
 from known_core.hypermodels import hypermodel_path, load_hypermodel
-from known_core.inputs import Sources, inspect_inputs, lay_out, open_laid_out, open_sources, paths_of, resolve_task
-from known_core.manifest import write_manifest
+from known_core.inputs import (
+    Sources,
+    file_names,
+    inspect_inputs,
+    lay_out,
+    open_laid_out,
+    open_sources,
+    paths_of,
+    resolve_task,
+)
+from known_core.manifest import processor, write_manifest
 from known_core.nowcast import help_nowcast, nowcast, plan_shards
 from known_core.report import build_report, describe_trajectory, render_markdown
 from known_core.spec import Control, JobSpec, candidate_names
@@ -52,7 +61,7 @@ def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
     Raises:
         KnownError: the first thing that makes the job impossible, pointing at the request's field.
     """
-    _hypermodel(spec)
+    hypermodel_of(spec)
     names = _names(spec)
     if spec.evaluation.select not in ("best", *names):
         raise KnownError(
@@ -140,7 +149,12 @@ def _controls(spec: JobSpec) -> list[Control]:
     ]
 
 
-def _hypermodel(spec: JobSpec) -> Path:
+def hypermodel_of(spec: JobSpec) -> Path:
+    """The file of the hyper-model that a job runs with here.
+
+    Raises:
+        KnownError: ``hypermodel_unknown``.
+    """
     return hypermodel_path(spec.nowcast.hypermodel or (_READS_TRAJECTORIES if spec.trajectory else None))
 
 
@@ -150,7 +164,7 @@ class _Run:
         self._stages = Stages(folder / "work")
         self._device = default_device()
         self._names = _names(spec)
-        self._hypermodel = _hypermodel(spec)
+        self._hypermodel = hypermodel_of(spec)
         self._known = load_hypermodel(self._hypermodel, self._device)
         self._subsets: list[Indices] = []
 
@@ -410,12 +424,13 @@ class _Run:
         write_manifest(
             folder,
             {
-                "spec": self._spec.model_dump(mode="json", exclude=paths),
+                "spec": self._spec.model_dump(mode="json", exclude=paths) | {"file_names": file_names(self._spec)},
                 "inputs_sha256": self._sources,
                 "hypermodel": report["hypermodel"],
                 "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
                 "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
                 "device": str(self._device),
+                "processor": processor(self._device),
                 "engine": self._known.engine.name,
             },
         )

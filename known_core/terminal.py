@@ -1,7 +1,8 @@
 """What a person sees in a terminal: progress by phase with the time left, and the before/after table."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -19,6 +20,13 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from known_core.events import Emit
+
+if TYPE_CHECKING:
+    from known_core.reproduce import Comparison
+
+_ENDED = ("succeeded", "failed", "canceled")
 
 
 class _TimeLeft(ProgressColumn):
@@ -50,21 +58,36 @@ def _bars(console: Console, *counts: ProgressColumn) -> Progress:
     )
 
 
-def show_events(events: Iterable[dict[str, Any]], console: Console) -> None:
-    """Draw a job's events until they end."""
-    ended = ""
+@contextmanager
+def job_bars(console: Console) -> Iterator[Emit]:
+    """Draws each event of a job that it is given: a bar for each phase."""
     with progress_bars(console) as progress:
         current: TaskID | None = None
-        for event in events:
+
+        def draw(event: dict[str, Any]) -> None:
+            nonlocal current
             if event["type"] == "phase":
                 _complete(progress, current)
                 label = f"{event['phase']} {event['detail']}".strip()
                 current = progress.add_task(label, total=None)
             elif event["type"] == "progress" and current is not None:
                 progress.update(current, completed=event["step"], total=event["total"], eta_s=event["eta_seconds"])
-            elif event["type"] == "status" and event["status"] in ("succeeded", "failed", "canceled"):
+            elif event["type"] == "status" and event["status"] in _ENDED:
                 _complete(progress, current)
-                current, ended = None, event["status"]
+                current = None
+
+        yield draw
+        _complete(progress, current)
+
+
+def show_events(events: Iterable[dict[str, Any]], console: Console) -> None:
+    """Draw a job's events until they end."""
+    ended = ""
+    with job_bars(console) as draw:
+        for event in events:
+            draw(event)
+            if event["type"] == "status" and event["status"] in _ENDED:
+                ended = event["status"]
     console.print(f"job {ended}")
 
 
@@ -101,12 +124,10 @@ def _before_and_after(report: dict[str, Any]) -> Table:
     for column in ("downstream", "gain, points [95%]", "lr", "own task"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in report["transfer"].items():
-        gain = row["gain"]
-        shown = f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]" if gain else "–"
         table.add_row(
             name + (" *" if name == report["selected"] else ""),
             f"{100 * row['mean']:.2f}",
-            shown,
+            _gain(row["gain"]),
             f"{row['learning_rate']:g}",
             f"{100 * report['own_task'][name]['accuracy']:.2f}",
         )
@@ -139,3 +160,57 @@ def show_engines(rows: list[dict[str, Any]], console: Console) -> None:
         f"copy {first['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
         soft_wrap=True,
     )
+
+
+def show_comparison(comparison: "Comparison", console: Console) -> None:
+    """Whether running a job again gave the same: one line where it did, else what differs, and what that means."""
+    if comparison.identical:
+        console.print(f"identical, every byte: {len(comparison.files)} files", soft_wrap=True)
+        return
+    files = Table(title="Files", box=box.SIMPLE)
+    files.add_column("file")
+    files.add_column("")
+    for path, state in comparison.files.items():
+        files.add_row(Text(path), state, style="dim" if state == "same" else None)
+    console.print(files)
+    if comparison.stack:
+        stack = _side_by_side("Versions and device", "")
+        for name, difference in comparison.stack.items():
+            stack.add_row(Text(name), Text(str(difference.expected)), Text(str(difference.found)))
+        console.print(stack)
+        console.print("That is the usual reason for other bytes.", soft_wrap=True)
+    else:
+        console.print(
+            "Versions, device and engine are the same. A GPU adds in another order from run to run; on a CPU the same "
+            "stack should give the same bytes.",
+            soft_wrap=True,
+        )
+    figures = comparison.figures
+    if figures is None:
+        console.print(
+            "No figures were compared: the job measured nothing, or its report.json is not beside the manifest.",
+            soft_wrap=True,
+        )
+        return
+    gains = _side_by_side("Gains, points [95%]", "candidate")
+    for name, difference in figures.gains.items():
+        gains.add_row(Text(name), _gain(difference.expected), _gain(difference.found))
+    gains.add_row("selected", Text(figures.selected.expected), Text(figures.selected.found))
+    console.print(gains)
+    console.print(
+        "The figures agree: the same candidate, intervals that overlap, the same conclusion."
+        if figures.agree
+        else "The figures do not agree.",
+        soft_wrap=True,
+    )
+
+
+def _side_by_side(title: str, first: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE)
+    for column in (first, "manifest", "here"):
+        table.add_column(column)
+    return table
+
+
+def _gain(gain: dict[str, float] | None) -> str:
+    return f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]" if gain else "–"
