@@ -6,7 +6,7 @@ from known_core.checkpoint.reader import INDEX, WEIGHTS
 from known_core.errors import KnownError
 from known_core.hub.ref import RepoKind
 
-_ADAPTER = "adapter_model.safetensors"
+_BESIDE = ("adapter_model.safetensors", "head.safetensors")  # other weights that known reads
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHER_FORMATS = (*_PICKLES, ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf", ".tflite", ".mlmodel")
 _OTHER_FOLDERS = frozenset({"onnx", "coreml", "openvino"})
@@ -39,9 +39,9 @@ def needed_files(names: Iterable[str], kind: RepoKind, shards: Collection[str] =
             "https://huggingface.co/spaces/safetensors/convert",
         )
     if shards:
-        chosen = {INDEX, *shards, _ADAPTER}
+        chosen = {INDEX, *shards, *_BESIDE}
     elif WEIGHTS in names:
-        chosen = {WEIGHTS, _ADAPTER}
+        chosen = {WEIGHTS, *_BESIDE}
     else:
         chosen = {INDEX, *(name for name in safetensors if "/" not in name)}
     return [name for name in names if _is_needed(name, names, chosen)]
