@@ -1,6 +1,8 @@
 """Tokens that come with a request: sealed in the job record, opened by the worker, gone when the job has ended."""
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -51,16 +53,14 @@ def _key_file(folder: Path) -> bytes:
     """The data folder's own key, for this user's eyes only."""
     path = folder / _KEY_FILE
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_KEY_FILE}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{_KEY_FILE}.")  # readable by this user alone
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(Fernet.generate_key())
             stream.flush()
             os.fsync(stream.fileno())
-        os.link(temporary, path)  # whoever comes first wins; the others read what it wrote
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # whoever comes first wins; the others read what it wrote
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink()
     return path.read_bytes()

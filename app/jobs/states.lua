@@ -146,12 +146,14 @@ if operation == 'run' then
 end
 
 if operation == 'republished' then -- result JSON
+  if not republish then return { 'lost' } end
   redis.call('HSET', KEYS[1], 'result', ARGV[4])
   end_republish()
   return { 'ok', status }
 end
 
 if operation == 'finish' then -- status, field, value: result or error
+  if republish then return { 'lost' } end
   if status == 'canceling' then
     enter('canceled')
   else

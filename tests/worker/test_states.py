@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobNotFound, JobRepository, LeaseLost, connect
+from known_core.errors import KnownError
 from known_core.stack import _free_port, _valkey_binary, _wait_for_port
 
 LEASE_S = 60.0
@@ -36,7 +37,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobReposito
 
 def _create(repository: JobRepository) -> str:
     job_id = new_job_id()
-    repository.create(job_id, {"request": {}, "spec": {}, "resolved": {}, "metadata": {}})
+    repository.create(job_id, {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}, "sealed")
     return job_id
 
 
@@ -52,10 +53,12 @@ class Life(RuleBasedStateMachine):
         self.fences: list[int] = []
         self.alive = False  # whether the newest fence's lease still runs
         self.attempts = 0
+        self.republishing = False
+        self.republish_attempts = 0
 
     @property
     def held(self) -> bool:
-        return self.status in (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.CANCELING)
+        return self.republishing or self.status in (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.CANCELING)
 
     def _may(self, fence: int) -> bool:
         return self.held and self.alive and fence == self.fences[-1]
@@ -63,8 +66,18 @@ class Life(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         fence = self.repository.claim(self.job, "owner", LEASE_S, MAX_ATTEMPTS)
-        if self.status.terminal or (self.held and self.alive):
+        if (self.status.terminal and not self.republishing) or (self.held and self.alive):
             assert fence is None
+        elif self.republishing:
+            self.republish_attempts += 1
+            if self.republish_attempts > MAX_ATTEMPTS:
+                assert fence is None
+                self.republishing = False
+            else:
+                assert fence is not None
+                assert fence not in self.fences
+                self.fences.append(fence)
+                self.alive = True
         elif self.status is JobStatus.CANCELING:
             assert fence is None
             self.status = JobStatus.CANCELED
@@ -77,6 +90,30 @@ class Life(RuleBasedStateMachine):
             self.fences.append(fence)
             self.attempts += 1
             self.alive, self.status = True, JobStatus.VALIDATING
+
+    @rule()
+    def republish(self) -> None:
+        if self.status is not JobStatus.SUCCEEDED:
+            with pytest.raises(KnownError, match="result_not_ready"):
+                self.repository.republish(self.job, {"hub": {}}, "sealed")
+        elif self.republishing:
+            assert not self.repository.republish(self.job, {"hub": {}}, None)
+        else:
+            assert self.repository.republish(self.job, {"hub": {}}, "sealed")
+            self.republishing, self.republish_attempts, self.alive = True, 0, False
+
+    @precondition(lambda self: self.fences)
+    @rule(data=st.data())
+    def end_republishing(self, data: st.DataObject) -> None:
+        fence = data.draw(st.sampled_from(self.fences))
+        allowed = self.republishing and self._may(fence)
+        try:
+            self.repository.republished(self.job, fence, {"by": fence, "hub_url": "there"})
+        except LeaseLost:
+            assert not allowed
+            return
+        assert allowed
+        self.republishing = self.alive = False
 
     @precondition(lambda self: self.alive and self.held)
     @rule()
@@ -99,7 +136,7 @@ class Life(RuleBasedStateMachine):
     def write(self, data: st.DataObject) -> None:
         fence = data.draw(st.sampled_from(self.fences))
         action = data.draw(st.sampled_from(["heartbeat", "event", "run", "succeed", "fail", "release"]))
-        allowed = self._may(fence)
+        allowed = self._may(fence) and not (self.republishing and action in ("succeed", "fail"))
         try:
             if action == "heartbeat":
                 self.repository.heartbeat(self.job, fence, LEASE_S)
@@ -117,6 +154,10 @@ class Life(RuleBasedStateMachine):
             assert not allowed
             return
         assert allowed
+        if self.republishing:
+            if action == "release":
+                self.alive = False
+            return
         if action == "run" and self.status is JobStatus.VALIDATING:
             self.status = JobStatus.RUNNING
         elif action in ("succeed", "fail", "release"):
@@ -130,6 +171,9 @@ class Life(RuleBasedStateMachine):
         job = self.repository.get(self.job)
         assert job.status is self.status
         assert job.attempts == self.attempts
+        assert (job.republish is not None) == self.republishing
+        if self.status.terminal and not self.republishing:
+            assert self.repository.secret(self.job) is None
         assert (job.finished_at is not None) == self.status.terminal
         events = self.repository.events(self.job, "0", 10_000)
         statuses = [event.data["status"] for event in events if event.data["type"] == "status"]
