@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from known_core import pipeline
 from known_core.errors import KnownError
 from known_core.files import read_json
+from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.manifest import verify_manifest
 from known_core.nowcast import predict_states
 from known_core.spec import EvaluationSettings, JobSpec, NowcastSettings
@@ -44,7 +45,7 @@ def test_five_states_make_candidates(tmp_path: Path) -> None:
     before, after = load_file(states[0]), load_file(artifacts / "x2" / "model.safetensors")
     assert {name: (t.shape, t.dtype) for name, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
     assert torch.equal(before["odd.count"], after["odd.count"])
-    known = pipeline.load_hypermodel(pipeline.hypermodel_path("known-paper"))
+    known = load_hypermodel(hypermodel_path("known-paper"))
     expected = predict_states(known, [load_file(state) for state in states], 0.5, 1)[0]
     for name, tensor in expected.items():
         torch.testing.assert_close(after[name], tensor)
