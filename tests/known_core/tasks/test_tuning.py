@@ -216,6 +216,14 @@ def test_segformer_ignores_the_number_of_labels(digits: ImageArrays, tmp_path: P
         torch.testing.assert_close(tensor, after[1][name], atol=1e-5, rtol=1e-4)
 
 
+def test_memory_that_runs_out_later_is_said_so(
+    tiny_spec: JobSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(OpenTask, "score", lambda *arguments: _raise(torch.OutOfMemoryError("CUDA out of memory.")))
+    with pytest.raises(KnownError, match=r"\(out_of_memory\)"):
+        pipeline.run(tiny_spec, tmp_path / "job", lambda event: None)
+
+
 def test_settings_found_are_in_the_report(
     tiny_spec: JobSpec, hypermodel_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
