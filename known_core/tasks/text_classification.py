@@ -10,7 +10,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from known_core.checkpoint.source import Source
 from known_core.data.files import Role
-from known_core.models.adapters import AdapterNetwork
 from known_core.models.base import Network
 from known_core.models.transformers_models import TransformersNetwork
 from known_core.tasks.base import Batch, Collate, Defaults, Labelled, class_scores
@@ -34,7 +33,6 @@ class TextClassification:
 
     def processor(self, network: Network, source: Source, max_length: int | None) -> Tokens:
         tokens = Tokens(network, source, max_length)
-        assert isinstance(network, TransformersNetwork | AdapterNetwork)
         if network.parsed.pad_token_id is None:  # decoders find the last token of each text by it
             network.parsed.pad_token_id = tokens.tokenizer.pad_token_id
         return tokens
