@@ -235,7 +235,7 @@ def _result(report: dict[str, Any], candidate: str) -> str:
     if candidate == UNCHANGED:
         return f"These are the weights from before, to compare with. The job selected {report['selected']}."
     gains = {name: Interval(**row["gain"]) for name, row in report["transfer"].items() if row["gain"]}
-    return conclusion(gains, candidate, candidate)
+    return conclusion(gains, candidate, candidate, _metric(report))
 
 
 def _source_rows(report: dict[str, Any]) -> list[list[str]]:

@@ -19,16 +19,16 @@ def select(gains: dict[str, Interval], wish: str = "best") -> str:
     return max(proven, key=lambda name: proven[name].mean) if proven else UNCHANGED
 
 
-def conclusion(gains: dict[str, Interval], selected: str, wish: str) -> str:
+def conclusion(gains: dict[str, Interval], selected: str, wish: str, metric: str = "accuracy") -> str:
     """The result in words."""
     if selected == UNCHANGED:
         best = max(gains, key=lambda name: gains[name].mean)
         return (
             "Nothing was gained: no candidate's interval lies above zero, so the delivered weights are yours, "
-            f"unchanged. The highest mean was {best} with {_points(gains[best])} points of accuracy."
+            f"unchanged. The highest mean was {best} with {_points(gains[best])} points of {metric}."
         )
     gain = gains[selected]
-    text = f"{selected} changes downstream accuracy by {_points(gain)} points over the weights you gave."
+    text = f"{selected} changes downstream {metric} by {_points(gain)} points over the weights you gave."
     if wish != "best":
         text = f"You asked for {selected}. {text}"
     if gain.above_zero:

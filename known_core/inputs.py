@@ -177,6 +177,12 @@ def inspect_inputs(spec: JobSpec, sources: Sources) -> dict[str, Any]:
 def _inspect_trajectory(spec: JobSpec, sources: Sources) -> dict[str, Any]:
     """Five checkpoints of one model, of any architecture: names and shapes alone are compared."""
     assert spec.trajectory is not None
+    if len(spec.trajectory) != spec.forgetting.states:
+        raise KnownError(
+            "states_count",
+            f"{len(spec.trajectory)} states given",
+            f"Give {spec.forgetting.states}, the most recent first.",
+        ).at("/trajectory")
     shapes: list[dict[str, tuple[int, ...]]] = []
     for index in range(len(spec.trajectory)):
         with pointing_at(f"/trajectory/{index}"):

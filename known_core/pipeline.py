@@ -90,6 +90,11 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
     emit({"type": "status", "status": "running"})
     try:
         return _Run(spec, folder, Reporter(emit), summary).run()
+    except torch.OutOfMemoryError as error:
+        raise KnownError(
+            "out_of_memory", f"the GPU's memory ran out: {str(error)[:200]}",
+            "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a larger GPU.",
+        ) from error  # fmt: skip
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

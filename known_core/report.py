@@ -39,7 +39,7 @@ def build_report(
     selected = select(gains, spec.evaluation.select)
     before = scores[UNCHANGED]
     return {
-        "conclusion": conclusion(gains, selected, spec.evaluation.select),
+        "conclusion": conclusion(gains, selected, spec.evaluation.select, inputs["metric"]),
         "selected": selected,
         "task": inputs["task"],
         "metric": inputs["metric"],

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -27,18 +28,24 @@ transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-cal
 
 
 class _FiniteTrainer(Trainer):
-    """A Trainer that stops at the first loss that is not a number."""
+    """A Trainer that stops at the first loss that is not a number.
+
+    Each micro batch of a step weighs the same. Trainer's other way, by the number of labels, needs the loss to be a
+    network's sum over them, and takes every forward with ``**kwargs`` for one that knows it: Segformer's does not.
+    """
 
     loss_sum: float = 0.0
-    loss_steps: int = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         value = float(loss)
         if value != value or value in (float("inf"), float("-inf")):
             raise _diverged("loss", self.state.global_step, self.args.learning_rate)
-        self.loss_sum += value
-        self.loss_steps += 1
+        self.loss_sum += value  # of micro batches it is their share of the step's
         return loss
 
 
@@ -95,10 +102,17 @@ def _diverged(what: str, step: int, learning_rate: float) -> KnownError:
 
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute activations instead of keeping them, where the network's library can."""
-    for owner in (model, getattr(model, "network", None)):
-        for name in ("gradient_checkpointing_enable", "set_grad_checkpointing"):  # transformers', timm's
-            if (enable := getattr(owner, name, None)) is not None:
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "set_grad_checkpointing")
+    for owner in (model, getattr(model, "network", None)):  # names of transformers 5, its first releases, and timm
+        enable = next((getattr(owner, name) for name in names if hasattr(owner, name)), None)
+        if enable is not None:
+            with suppress(ValueError, AssertionError):  # how transformers and timm say that this network cannot
                 enable()
+
+
+def largest_part(batch_size: int, at_most: int) -> int:
+    """The size of the largest equal parts of a batch that have at most so many examples."""
+    return max(size for size in range(1, min(batch_size, at_most) + 1) if batch_size % size == 0)
 
 
 def default_device() -> torch.device:
@@ -135,7 +149,8 @@ def fine_tune(
             step alone. Batch-norm statistics are then those of no single network: re-estimate them.
         collate: makes a batch of items.
         precision: of the arithmetic; None is bfloat16 on a GPU that has it, else float32.
-        micro_batch_size: examples in memory at once; the gradients of as many as make up the batch are added up.
+        micro_batch_size: examples in memory at once, at most (:func:`largest_part`); the gradients of as many as make
+            up the batch are added up.
         gradient_checkpointing: recompute activations instead of keeping them.
         on_step: called after each optimiser step.
 
@@ -147,7 +162,7 @@ def fine_tune(
     """
     on_cuda = device.type == "cuda"
     precision = precision or ("bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32")
-    micro = min(micro_batch_size or batch_size, batch_size)
+    micro = largest_part(batch_size, micro_batch_size or batch_size)
     if gradient_checkpointing:
         enable_checkpointing(model)
     with tempfile.TemporaryDirectory() as unused:
@@ -157,7 +172,7 @@ def fine_tune(
             learning_rate=learning_rate,
             lr_scheduler_type=schedule,
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=-(-batch_size // micro),
+            gradient_accumulation_steps=batch_size // micro,
             weight_decay=0.0,
             optim=optimizer,
             seed=seed,
@@ -180,4 +195,4 @@ def fine_tune(
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
-    return trainer.loss_sum / max(1, trainer.loss_steps)
+    return trainer.loss_sum / max(1, trainer.state.global_step)

@@ -1,18 +1,18 @@
 """Training settings that a request leaves open: the task's own, and what fits the device, found by trial."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
 from known_core.models.base import Network
 from known_core.spec import ForgettingSettings, JobSpec
 from known_core.tasks.opened import OpenTask
-from known_core.training import enable_checkpointing
+from known_core.training import enable_checkpointing, largest_part
 
 _ADAPTER_LEARNING_RATE = 2e-4  # LoRA's low-rank factors take larger steps (Hu et al. 2022 used 2e-4 for GPT-2)
 
@@ -55,38 +55,44 @@ def fit_to_memory(
         KnownError: ``out_of_memory`` where not even one example fits.
     """
     assert settings.batch_size is not None
-    wish, checkpointing = settings.micro_batch_size or settings.batch_size, bool(settings.gradient_checkpointing)
+    micro, checkpointing = settings.batch_size, bool(settings.gradient_checkpointing)
     if device.type != "cuda" or settings.micro_batch_size is not None:
-        return {"micro_batch_size": min(wish, settings.batch_size), "gradient_checkpointing": checkpointing}
-    micro = settings.batch_size
-    while True:
-        if _fits(task, start, micro, checkpointing, device):
+        micro = largest_part(settings.batch_size, settings.micro_batch_size or settings.batch_size)
+        return {"micro_batch_size": micro, "gradient_checkpointing": checkpointing}
+    for micro, checkpointing in _trials(settings.batch_size, settings.gradient_checkpointing):
+        if _fits(task, start, micro, checkpointing, settings.precision, device):
             return {"micro_batch_size": micro, "gradient_checkpointing": checkpointing}
-        if micro == 1 and (checkpointing or settings.gradient_checkpointing is False):
-            raise KnownError(
-                "out_of_memory",
-                f"not even one example fits into the memory of {torch.cuda.get_device_name(device)}",
-                "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
-            )
-        if micro <= max(1, settings.batch_size // 8) and not checkpointing and settings.gradient_checkpointing is None:
-            micro, checkpointing = settings.batch_size, True
-        else:
-            micro = max(1, micro // 2)
+    raise KnownError(
+        "out_of_memory",
+        f"not even one example fits into the memory of {torch.cuda.get_device_name(device)}",
+        "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
+    )
 
 
-def _fits(task: OpenTask, start: Checkpoint, micro: int, checkpointing: bool, device: torch.device) -> bool:
-    """Whether one training step fits into memory."""
-    count = len(task.d0.labels)
-    items = [task.d0.items[index % count] for index in range(max(micro, 64))]
-    longest = sorted(items, key=_elements)[-micro:]
-    model: nn.Module | None = None
+def _trials(batch_size: int, wish: bool | None) -> Iterator[tuple[int, bool]]:
+    """Ever smaller parts of a batch; after an eighth of it, all again with checkpointing, unless it was decided."""
+    sizes = [batch_size]
+    while sizes[-1] > 1:
+        sizes.append(largest_part(batch_size, sizes[-1] // 2))
+    if wish is None:
+        yield from ((size, False) for size in sizes if 8 * size >= batch_size)
+    yield from ((size, wish is not False) for size in sizes)
+
+
+def _fits(
+    task: OpenTask, start: Checkpoint, micro: int, checkpointing: bool, precision: str, device: torch.device
+) -> bool:
+    """Whether one training step with the longest examples fits into memory, beside the mean of the weights."""
+    model = average = None
     try:
         model = task.load(start).to(device).train()
+        average = AveragedModel(model)
         if checkpointing:
             enable_checkpointing(model)
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.0)
-        batch = {name: value.to(device) for name, value in task.collate(training=True)(longest).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=torch.cuda.is_bf16_supported()):
+        batch = {name: value.to(device) for name, value in task.collate(training=True)(_longest(task, micro)).items()}
+        half = precision != "float32"
+        with torch.autocast(device.type, getattr(torch, precision) if half else None, enabled=half):
             loss = model(**batch)["loss"]
         loss.backward()
         optimizer.step()
@@ -95,10 +101,15 @@ def _fits(task: OpenTask, start: Checkpoint, micro: int, checkpointing: bool, de
             raise
         return False
     finally:
-        del model
+        del model, average
         torch.cuda.empty_cache()
     return True
 
 
-def _elements(item: Mapping[str, torch.Tensor]) -> int:
-    return sum(value.numel() for value in item.values())
+def _longest(task: OpenTask, count: int) -> list[Any]:
+    """So many examples of D_0, the longest texts; images are all of one size."""
+    items, total = task.d0.items, len(task.d0.labels)
+    if "input_ids" in items[0]:
+        longest = sorted((items[index] for index in range(total)), key=lambda item: len(item["input_ids"]))
+        return [longest[-1 - index % total] for index in range(count)]
+    return [items[index % total] for index in range(count)]

@@ -29,12 +29,14 @@ class Network(Protocol):
     """An architecture read from a config, its weights apart.
 
     ``num_labels`` and ``label_names`` are those of the checkpoint's head; ``label_names`` is None where its labels have
-    no names, and ``num_labels`` 0 where it has no head for labels.
+    no names, and ``num_labels`` 0 where it has no head for labels. ``parsed`` is transformers' own config, None where
+    the network is of another library.
     """
 
     library: Library
     architecture: str
     config: dict[str, Any]
+    parsed: Any
     num_labels: int
     label_names: list[str] | None
 
@@ -82,6 +84,7 @@ class StateDictNetwork:
 
     library: Library
     architecture: str
+    parsed = None
 
     def __init__(
         self, config: dict[str, Any], build: Callable[[int], nn.Module], num_labels: int, label_names: list[str] | None

@@ -66,9 +66,10 @@ class FeatureNetwork:
         self.num_labels: int = 0
         self.label_names: list[str] | None = None
         self.takes = self._base.model_class.main_input_name
-        parsed: Any = self._base.parsed
-        self._width = getattr(parsed, "hidden_size", None) or [None, *(getattr(parsed, "hidden_sizes", None) or ())][-1]
-        if self.takes not in ("input_ids", "pixel_values") or parsed.sub_configs or parsed.is_encoder_decoder:
+        self.parsed: Any = self._base.parsed
+        sizes = (getattr(self.parsed, "hidden_size", None), *(getattr(self.parsed, "hidden_sizes", None) or ()))
+        self._width = sizes[0] or sizes[-1]
+        if self.takes not in ("input_ids", "pixel_values") or self.parsed.sub_configs or self.parsed.is_encoder_decoder:
             raise KnownError(
                 "unsupported_architecture",
                 f"{self.architecture} is not one encoder of texts or images",

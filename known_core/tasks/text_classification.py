@@ -33,9 +33,8 @@ class TextClassification:
 
     def processor(self, network: Network, source: Source, max_length: int | None) -> Tokens:
         tokens = Tokens(network, source, max_length)
-        parsed = getattr(network, "parsed", None)  # transformers' own config, also of an adapter's base
-        if parsed is not None and parsed.pad_token_id is None:  # decoders find the last token of each text by it
-            parsed.pad_token_id = tokens.tokenizer.pad_token_id
+        if network.parsed.pad_token_id is None:  # decoders find the last token of each text by it
+            network.parsed.pad_token_id = tokens.tokenizer.pad_token_id
         return tokens
 
     def examples(self, rows: datasets.Dataset, to_model: NDArray[np.int64], processor: Tokens) -> Labelled:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from known_core.checkpoint.source import Source
 from known_core.data.files import Role, unusable
+from known_core.errors import KnownError
 from known_core.models.base import Network
 from known_core.models.processors import tokenizer_of
 from known_core.tasks.base import Batch, Items, Labelled
@@ -24,12 +25,20 @@ class Tokens:
     """A tokenizer and the number of tokens an example may have.
 
     Raises:
-        KnownError: what :func:`~known_core.models.processors.tokenizer_of` raises.
+        KnownError: what :func:`~known_core.models.processors.tokenizer_of` raises; ``processor_invalid`` for more
+            tokens than the network has.
     """
 
     def __init__(self, network: Network, source: Source, max_length: int | None) -> None:
         self.tokenizer = tokenizer_of(network.config, source)
-        positions = network.config.get("max_position_embeddings") or network.config.get("n_positions") or _LONGEST
+        known, rows = self.tokenizer.vocab_size, getattr(network.parsed, "vocab_size", None)
+        if rows is not None and known > rows:
+            raise KnownError(
+                "processor_invalid",
+                f"the tokenizer has {known} tokens, the network {rows}",
+                "Save the tokenizer that belongs to the model: tokenizer.save_pretrained(folder).",
+            )
+        positions = getattr(network.parsed, "max_position_embeddings", None) or _LONGEST
         self.max_length = int(min(max_length or _LONGEST, positions, self.tokenizer.model_max_length))
 
     def pad(self, items: list[Batch], *, label_padding: int | None = None) -> Batch:
