@@ -165,6 +165,8 @@ def choose_splits(
             raise unusable(f"no file belongs to the config {settings.config!r}", "Name a folder of the data set.")
     groups = declared if declared is not None else group(names)
     groups = {name: files for name, files in groups.items() if files}
+    if declared is not None and names and not groups:
+        raise unusable(f"{_CARD} declares files that are not there", 'Correct its "configs", or take them out.')
     if not groups:
         return Splits()
     train_name, train = _training(groups, settings.split)
