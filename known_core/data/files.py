@@ -24,7 +24,7 @@ _FAMILIES = {  # the words of a path that name a split
 }
 _FAMILY_OF = {word: family for family, words in _FAMILIES.items() for word in words}
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}$")  # how the datasets library names the files of a split
-_CARD = "README.md"
+CARD = "README.md"
 _MAX_CARD_BYTES = 1 << 20
 _MAX_PATTERNS = 1000  # in a card
 
@@ -166,7 +166,7 @@ def choose_splits(
     groups = declared if declared is not None else group(names)
     groups = {name: files for name, files in groups.items() if files}
     if declared is not None and names and not groups:
-        raise unusable(f"{_CARD} declares files that are not there", 'Correct its "configs", or take them out.')
+        raise unusable(f"{CARD} declares files that are not there", 'Correct its "configs", or take them out.')
     if not groups:
         return Splits()
     train_name, train = _training(groups, settings.split)
@@ -234,7 +234,7 @@ def _declared(source: Source, names: Sequence[str], config: str | None) -> Group
         return by_words(name for name in names if name.startswith(prefix))
     patterns = _patterns(chosen["data_files"])
     if sum(map(len, patterns.values())) > _MAX_PATTERNS:
-        raise unusable(f"{_CARD} declares more than {_MAX_PATTERNS} patterns", "Use globs, such as data/train-*.")
+        raise unusable(f"{CARD} declares more than {_MAX_PATTERNS} patterns", "Use globs, such as data/train-*.")
     return {
         split: [name for name in names if any(_matches(name, prefix + pattern) for pattern in wanted)]
         for split, wanted in patterns.items()
@@ -246,9 +246,9 @@ def _configs(source: Source) -> list[dict[str, Any]]:
 
     What it cannot say, file names can: whatever is not as it should be counts as not there.
     """
-    if _CARD not in source.names() or source.size(_CARD) > _MAX_CARD_BYTES:
+    if CARD not in source.names() or source.size(CARD) > _MAX_CARD_BYTES:
         return []
-    with source.open(_CARD) as stream:
+    with source.open(CARD) as stream:
         text = stream.read().decode("utf-8", "replace").replace("\r\n", "\n")
     header = re.match(r"\ufeff?---\n(.*?\n)---", text, re.DOTALL)
     try:

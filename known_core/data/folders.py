@@ -24,6 +24,11 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in FORMATS
 
 
+def is_masked(roles: Sequence[Role]) -> bool:
+    """Whether each image comes with a second one."""
+    return any(role.name == "mask" for role in roles)
+
+
 def inspect_folders(source: Source, roles: Sequence[Role], settings: DataSettings) -> DataFiles:
     """The images of a data set in its splits: ``<class>/<image>`` or ``images/<image>`` with ``masks/<image>``.
 
@@ -31,7 +36,7 @@ def inspect_folders(source: Source, roles: Sequence[Role], settings: DataSetting
         KnownError: ``dataset_unusable``.
     """
     names = [name for name in source.names() if is_image(name) and "/" in name]
-    masked = any(role.name == "mask" for role in roles)
+    masked = is_masked(roles)
     splits = choose_splits(names, source, settings, partial(_by_folder, classed=not masked))
     name, test = next(((name, files) for name, files in splits.evaluation.items() if files), ("", []))
     if masked:
@@ -114,6 +119,6 @@ def _pairs(names: Sequence[str]) -> list[str]:
 def read_folder(folder: Path, split: Split, roles: Sequence[Role]) -> datasets.Dataset:
     """Paths of images, one column a role; the label is a number."""
     paths = [str(folder / name) for name in split.files]
-    if any(role.name == "mask" for role in roles):
+    if is_masked(roles):
         return datasets.Dataset.from_dict({"image": paths[::2], "mask": paths[1::2]})
     return datasets.Dataset.from_dict({"image": paths, "label": split.labels.tolist()})

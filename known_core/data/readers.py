@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +32,7 @@ MAX_CELL_BYTES = 64 << 20  # of a text, an image, a line
 MAX_COLUMNS = 10_000
 _BATCH_ROWS = 100  # in memory at once, of parquet
 _BATCH_BYTES = 32 << 20  # the same of a text form
+_READ_BYTES = 4 << 20  # of a text form at once: on the Hub each is a request
 _TYPED_BY = 1000  # rows of json lines that say what type a column has
 _NOT_DATA = frozenset({"dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json", "config.json"})
 _JSON_GAP = re.compile(r"[\s,\[\]]*")  # between the objects of json lines, or of one list
@@ -88,7 +89,12 @@ def check_rows(rows: int, name: str) -> None:
 
 
 def read_columns(
-    stream: BinaryIO, name: str, size: int, columns: Sequence[str], batch_rows: int = _BATCH_ROWS
+    stream: BinaryIO,
+    name: str,
+    size: int,
+    columns: Sequence[str],
+    batch_rows: int = _BATCH_ROWS,
+    row_group: tuple[pq.FileMetaData, int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the columns asked for, in their order, named by their position, never encoded as dictionaries.
 
@@ -96,13 +102,14 @@ def read_columns(
         size: the file's bytes; what unpacks to far more is a bomb.
         columns: names; ``image.bytes`` is a field of a struct.
         batch_rows: how many rows of parquet are in memory at once.
+        row_group: the only one of parquet to read, and the footer that was read already; None is all of the file.
 
     Raises:
         KnownError: ``dataset_unusable``; ``row_limit``.
     """
     unpacked = 0
     with table_errors(name):
-        for batch in _batches(stream, name, size, columns, batch_rows):
+        for batch in _batches(stream, name, size, columns, batch_rows, row_group):
             arrays = []
             for column in columns:
                 array = _column(batch, column)
@@ -122,34 +129,38 @@ def _giant(name: str, what: str) -> KnownError:
 
 
 def _batches(
-    stream: BinaryIO, name: str, size: int, columns: Sequence[str], batch_rows: int
+    stream: BinaryIO,
+    name: str,
+    size: int,
+    columns: Sequence[str],
+    batch_rows: int,
+    row_group: tuple[pq.FileMetaData, int] | None,
 ) -> Iterator[pa.RecordBatch]:
     if format_of(name) != "parquet":
         with open_table(stream, name) as table:
             yield from table
         return
-    metadata = pq.read_metadata(stream)
-    check_claims(metadata, name, size, columns)
-    # texts as dictionaries: a few bytes of parquet can say of a million rows that they hold the same long text
-    file = pq.ParquetFile(stream, metadata=metadata, read_dictionary=_leaves(metadata, columns))
-    yield from file.iter_batches(batch_rows, columns=list(columns))
-
-
-def check_claims(metadata: pq.FileMetaData, name: str, size: int, columns: Sequence[str]) -> None:
-    """Refuse a parquet file by what its footer says that it unpacks to.
-
-    Raises:
-        KnownError: ``row_limit``.
-    """
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    check_rows(sum(group.num_rows for group in groups), name)
-    leaves = set(_leaves(metadata, columns))
-    for group in groups:
-        chunks = [group.column(index) for index in range(group.num_columns)]
-        chosen = [chunk for chunk in chunks if chunk.path_in_schema in leaves]
-        claimed = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chosen)
+    if row_group is not None:
+        metadata, wanted = row_group[0], [row_group[1]]
+    else:
+        metadata = pq.read_metadata(stream)
+        check_rows(metadata.num_rows, name)
+        wanted = list(range(metadata.num_row_groups))
+    for index in wanted:
+        claimed = claimed_bytes(metadata, index, columns)
         if expands_too_far(size, claimed):
             raise _giant(name, f"a row group unpacks to {claimed} bytes")
+    # texts as dictionaries: a few bytes of parquet can say of a million rows that they hold the same long text
+    file = pq.ParquetFile(stream, metadata=metadata, read_dictionary=_leaves(metadata, columns))
+    yield from file.iter_batches(batch_rows, row_groups=wanted, columns=list(columns))
+
+
+def claimed_bytes(metadata: pq.FileMetaData, row_group: int, columns: Sequence[str]) -> int:
+    """What the footer of a parquet file says that these columns of a row group unpack to."""
+    group, leaves = metadata.row_group(row_group), set(_leaves(metadata, columns))
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    chosen = [chunk for chunk in chunks if chunk.path_in_schema in leaves]
+    return sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chosen)
 
 
 def _leaves(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
@@ -205,16 +216,24 @@ def open_table(stream: BinaryIO, name: str) -> Iterator[Table]:
         KnownError: ``dataset_unusable``; ``row_limit``.
     """
     kind = format_of(name)
-    if kind == "arrow":
-        yield _arrow(stream)
-        return
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        if kind == "csv":
-            yield _csv(text, name)
-        elif kind == "text":
-            yield _Records(_lines(text, name), ["text"])
-        else:
-            yield _Records(_json(text, name))
+    with _Ahead(cast(io.RawIOBase, stream), _READ_BYTES) as large:
+        if kind == "arrow":
+            yield _arrow(large)
+            return
+        with io.TextIOWrapper(large, encoding="utf-8-sig", newline="") as text:
+            if kind == "csv":
+                yield _csv(text, name)
+            elif kind == "text":
+                yield _Records(_lines(text, name), ["text"])
+            else:
+                yield _Records(_json(text, name))
+
+
+class _Ahead(io.BufferedReader):
+    """Reads ahead under a TextIOWrapper too: that asks by ``read1``, 8 KiB at a time and past every buffer."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self.read(size)
 
 
 def _arrow(stream: BinaryIO) -> Table:

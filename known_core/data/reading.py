@@ -1,7 +1,7 @@
 """A data set inspected without unpacking, and read from disk as rows of what a task asks for."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _check_classes(files: DataFiles) -> None:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The files of one split; ``labels`` are empty where the task's rows have none."""
 
     name: str
@@ -95,18 +95,23 @@ class _Part:
     rows: int
     labels: dict[str, tables.Labels]
 
+    @property
+    def values(self) -> set[Any]:
+        """The distinct labels."""
+        return {value for labels in self.labels.values() for value in labels.values}
+
 
 def _inspect_tables(source: Source, roles: Sequence[Role], settings: DataSettings) -> DataFiles:
     splits = table_splits(source, settings)
     if not splits.train:
         return DataFiles("table", {}, [], _EMPTY, _EMPTY)
     layout = layout_of_files(source, splits.train, roles, settings)
-    train = _read_part(source, splits.train_name, splits.train, layout)
-    test = _evaluation_part(source, splits, roles, settings, layout) or _Part("", [], 0, {})
+    train = read_part(source, splits.train_name, splits.train, layout)
+    test = evaluation_part(source, splits, roles, settings, layout) or Part("", [], 0, {})
     check_rows(train.rows + test.rows, (test.files or train.files)[-1])
-    classes, number = _number_classes(layout, splits.train[0], {**train.labels, **test.labels})
+    classes, number = number_classes(layout, splits.train[0], train.values | test.values)
 
-    def split(part: _Part) -> Split:
+    def split(part: Part) -> Split:
         labels = [np.zeros(0, dtype=np.int64)]
         if layout.classed is not None and layout.classed.kind == "label":
             labels += [_numbers(part.labels[name], number) for name in part.files]
@@ -149,7 +154,7 @@ def layout_of_files(
     return first
 
 
-def _read_part(source: Source, split: str, names: list[str], layout: Layout) -> _Part:
+def read_part(source: Source, split: str, names: list[str], layout: Layout) -> Part:
     labels: dict[str, tables.Labels] = {}
     rows = 0
     for name in names:
@@ -159,12 +164,12 @@ def _read_part(source: Source, split: str, names: list[str], layout: Layout) -> 
         else:
             rows += tables.count_rows(source, name, next(iter(layout.columns.values())))
         check_rows(rows, name)
-    return _Part(split, names, rows, labels)
+    return Part(split, names, rows, labels)
 
 
-def _evaluation_part(
+def evaluation_part(
     source: Source, splits: Splits, roles: Sequence[Role], settings: DataSettings, layout: Layout
-) -> _Part | None:
+) -> Part | None:
     """The first of the splits whose rows have labels; None where there is no split to choose from."""
     unlabelled: list[str] = []
     for split, names in splits.evaluation.items():
@@ -172,11 +177,11 @@ def _evaluation_part(
             continue
         if layout.classed is None:
             layout_of_files(source, names, roles, settings, layout)
-            return _read_part(source, split, names, layout)
+            return read_part(source, split, names, layout)
         column = layout.columns[layout.classed.name]
         if not any(tables.lacks(readers.schema_of(source, name), column) for name in names):
             layout_of_files(source, names, roles, settings, layout)
-            part = _read_part(source, split, names, layout)
+            part = read_part(source, split, names, layout)
             if not all(labels.absent for labels in part.labels.values()):
                 return part
         unlabelled.append(split)
@@ -189,12 +194,18 @@ def _evaluation_part(
     return None
 
 
-def _number_classes(layout: Layout, name: str, labels: Mapping[str, tables.Labels]) -> tuple[list[str], dict[Any, int]]:
-    """The classes in order, and the number of each value that a label may have."""
-    distinct: set[Any] = {value for one in labels.values() for value in one.values}
+def number_classes(layout: Layout, name: str, distinct: set[Any]) -> tuple[list[str], dict[Any, int]]:
+    """The classes in order, and the number of each value that a label may have.
+
+    Args:
+        name: of one of the files, for its form.
+        distinct: the values that there are.
+
+    Raises:
+        KnownError: ``label_out_of_range``; ``dataset_unusable`` where some have no value.
+    """
     if None in distinct:
-        empty = sum(int((one.indices == one.values.index(None)).sum()) for one in labels.values() if None in one.values)
-        raise unusable(f"{empty} labels are empty", "Remove the rows without a label.")
+        raise unusable("some of the labels are empty", "Remove the rows without a label.")
     # a csv says nothing of types: numbers are numbers where all are
     numbers = format_of(name) == "csv" and bool(distinct) and all(_NUMBER.fullmatch(value) for value in distinct)
     wanted = [int(value) for value in distinct] if numbers or layout.integers else []
@@ -251,6 +262,7 @@ def read_data(
 def _memory_mapped(
     folder: Path, names: Sequence[str], files: DataFiles, roles: Sequence[Role], target: Path
 ) -> datasets.Dataset:
+    number = {name: index for index, name in enumerate(files.classes)}
     present = [role for role in roles if role.name in files.columns]
     schema = pa.schema([(role.name, _ARROW_TYPES[role.kind]) for role in present])
     with (
@@ -259,21 +271,28 @@ def _memory_mapped(
         pa.ipc.new_stream(sink, schema) as writer,
     ):
         for name in names:
-            for batch in _batches(folder / name, name, files, present):
-                writer.write(batch.cast(schema))
+            with (folder / name).open("rb") as stream:
+                columns = [files.columns[role.name] for role in present]
+                for batch in readers.read_columns(stream, name, (folder / name).stat().st_size, columns):
+                    writer.write(as_roles(batch, present, name, number).cast(schema))
     return datasets.Dataset.from_file(str(target))
 
 
-def _batches(path: Path, name: str, files: DataFiles, roles: Sequence[Role]) -> Iterator[pa.RecordBatch]:
-    number = {name: index for index, name in enumerate(files.classes)}
-    columns = [files.columns[role.name] for role in roles]
-    with path.open("rb") as stream:
-        for batch in readers.read_columns(stream, name, path.stat().st_size, columns):
-            arrays = {role.name: _as_role(array, role, name, number) for role, array in zip(roles, batch, strict=True)}
-            lists = [arrays[role.name] for role in roles if role.kind in ("words", "tags")]
-            if len(lists) == 2 and not pc.list_value_length(lists[0]).equals(pc.list_value_length(lists[1])):
-                raise unusable(f"{name} has rows with more words than tags, or fewer", "Give every word one tag.")
-            yield pa.record_batch(arrays)
+def as_roles(batch: pa.RecordBatch, roles: Sequence[Role], name: str, number: Mapping[str, int]) -> pa.RecordBatch:
+    """What :func:`known_core.data.readers.read_columns` gave, with the columns of the roles, complete.
+
+    Args:
+        name: of the file, for errors.
+        number: the numbers of classes that are texts.
+
+    Raises:
+        KnownError: ``dataset_unusable``.
+    """
+    arrays = {role.name: _as_role(array, role, name, number) for role, array in zip(roles, batch.columns, strict=True)}
+    lists = [arrays[role.name] for role in roles if role.kind in ("words", "tags")]
+    if len(lists) == 2 and not pc.list_value_length(lists[0]).equals(pc.list_value_length(lists[1])):
+        raise unusable(f"{name} has rows with more words than tags, or fewer", "Give every word one tag.")
+    return pa.record_batch(arrays)
 
 
 def _as_role(array: pa.Array, role: Role, name: str, number: Mapping[str, int]) -> pa.Array:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from known_core.checkpoint.source import Source
 from known_core.data.files import Role, unusable
 from known_core.data.readers import check_rows, format_of, read_columns, table_errors
+from known_core.errors import KnownError
 
 MAX_CLASSES = 100_000
 _LABEL_ROWS = 10_000  # rows of parquet whose classes are in memory at once
@@ -173,11 +174,15 @@ def read_labels(source: Source, name: str, column: str) -> Labels:
             numbers = np.array([number.setdefault(value, len(number)) for value in distinct], dtype=np.int64)
             parts.append(numbers[encoded.indices.to_numpy()])
             if len(number) > MAX_CLASSES:
-                raise unusable(
-                    f"the column {column!r} has more than {MAX_CLASSES} classes",
-                    'Say which column holds the classes: "columns": {"label": "..."}.',
-                )
+                raise too_many_classes(column)
     return Labels(rows, list(number), np.concatenate(parts))
+
+
+def too_many_classes(column: str) -> KnownError:
+    return unusable(
+        f"the column {column!r} has more than {MAX_CLASSES} classes",
+        'Say which column holds the classes: "columns": {"label": "..."}.',
+    )
 
 
 def count_rows(source: Source, name: str, column: str) -> int:

@@ -38,13 +38,13 @@ def texts(rows: Mapping[str, Any] | None = None, features: datasets.Features | N
 def arrow_file(rows: datasets.Dataset, path: Path) -> None:
     table = rows.data.table.combine_chunks()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=3)
+        writer.write_table(table, max_chunksize=max(3, len(rows) // 4))
 
 
 def arrow_stream(rows: datasets.Dataset, path: Path) -> None:
     table = rows.data.table.combine_chunks()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=3)
+        writer.write_table(table, max_chunksize=max(3, len(rows) // 4))
 
 
 WRITERS: dict[str, Callable[[datasets.Dataset, Path], Any]] = {
