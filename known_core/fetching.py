@@ -79,7 +79,7 @@ def fetch_inputs(
         on_bytes: bytes so far, and of all that is known of.
 
     Returns:
-        The spec, with the settings of a sampled data set those of the sample, and with what was sampled in ``origins``.
+        The spec, with what was sampled in ``origins``.
 
     Raises:
         KnownError: what :func:`~known_core.hub.hub_errors` and :func:`~known_core.inputs.inspect_inputs` name.
@@ -138,7 +138,7 @@ def _plan(
     if size <= max_dataset_bytes and settings.max_examples is None:
         return whole([*names, *(file for file in ("README.md",) if file in source.names())], {})
     if files.format == "imagefolder":
-        return whole(*sample_names(files, source, settings, max_bytes=max_dataset_bytes, seed=seed))
+        return whole(*sample_names(source, roles, settings, max_bytes=max_dataset_bytes, seed=seed))
 
     def sample(target: Path, on_bytes: OnBytes) -> dict[str, Any]:
         facts: dict[str, Any] = sample_tables(
@@ -150,7 +150,6 @@ def _plan(
 
 
 def _sampled(spec: JobSpec, name: str, facts: dict[str, Any]) -> JobSpec:
-    """The settings of a sample, which holds its splits under their plain names, and what it is one of."""
-    settings = getattr(spec, _DATA[name]).model_copy(update={"config": None, "split": None, "evaluation_split": None})
+    """With what of a data set was kept, for the report."""
     origin = {**spec.origins.get(name, {}), "sample": facts}
-    return spec.model_copy(update={_DATA[name]: settings, "origins": {**spec.origins, name: origin}})
+    return spec.model_copy(update={"origins": {**spec.origins, name: origin}})

@@ -12,7 +12,7 @@ from transformers.models.auto import modeling_auto
 from known_core.checkpoint.reader import WEIGHTS, stored_shapes
 from known_core.checkpoint.source import FolderSource, Layered, Source, open_source, unpack
 from known_core.data import DataFiles, inspect_data
-from known_core.data.tables import FORMATS
+from known_core.data.readers import FORMATS
 from known_core.errors import KnownError
 from known_core.files import write_json
 from known_core.forgetting import nested_subsets

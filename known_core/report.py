@@ -1,5 +1,6 @@
 """The before/after report, as data and as words. It holds no times and no paths: the same run gives the same bytes."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,10 @@ def render_markdown(report: dict[str, Any]) -> str:
     curve = " → ".join(f"{100 * value:.1f}" for value in report["forgetting_accuracy"])
     lines += ["", f"Forgetting curve ({metric} of Θ_0 and of each state of the trajectory, %): {curve}", ""]
     lines += [_hypermodel_line(report), ""]
+    if sample := report["inputs"].get("sample"):
+        # JSON, so that no line of a stranger's text can end the block
+        shown = [json.dumps(example, ensure_ascii=False) for example in sample]
+        lines += ["## Some of the training examples, as they were read", "", "```json", *shown, "```", ""]
     lines += ["## Notes", "", *(f"- {note}" for note in report["notes"])]
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.source import FolderSource, Layered
-from known_core.data import DataFiles, inspect_data, read_data
+from known_core.data import DataFiles, inspect_data, read_data, sample_of
 from known_core.models.features import HEAD, FeatureNetwork
 from known_core.models.opening import open_network
 from known_core.spec import DataSettings, JobSpec
@@ -81,6 +81,8 @@ class OpenTask:
         if settings.max_examples is not None and settings.max_examples < len(train):
             chosen = np.random.default_rng([seed, 3]).choice(len(train), settings.max_examples, replace=False)
             train = train.select(np.sort(chosen))
+        if own:
+            self._sample = sample_of(train, files, self.task.roles(self.network))
         examples = [self.task.examples(rows, to_model, self._processor) for rows in (train, test) if rows is not None]
         return files, examples[0], examples[1] if test is not None else None
 
@@ -153,6 +155,7 @@ class OpenTask:
             "probe_pool_examples": len(self.probe_pool.labels),
             "probe_test_examples": len(self.probe_test.labels),
             **({"head": self._head} if isinstance(self.task, Fits) else {}),
+            "sample": self._sample,
         }
 
 

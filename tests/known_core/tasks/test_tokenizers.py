@@ -31,8 +31,8 @@ def edit(file: str, **changes: Any) -> Callable[[Path], object]:
     return change
 
 
-def write(file: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_text(text) and None
+def write(file: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(text)
 
 
 def larger(folder: Path) -> None:
