@@ -13,7 +13,7 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what items and networks keep in memory is trained with later
 def recalibrate(model: nn.Module, batches: Iterable[Tensor | dict[str, Tensor]]) -> None:
     """Replace every running mean and variance by their averages over ``batches``, in place.
 

@@ -11,8 +11,7 @@ from known_core.data.sampling import sample_names, sample_tables
 from known_core.files import atomic_folder, read_json, write_json
 from known_core.hub import Hub, HubRef
 from known_core.inputs import open_sources, pointer_of, pointing_at, resolve_task
-from known_core.models.adapters import CONFIG as ADAPTER_CONFIG
-from known_core.models.config import read_fields
+from known_core.models.config import ADAPTER_CONFIG, read_fields
 from known_core.models.opening import open_network
 from known_core.spec import JobSpec
 

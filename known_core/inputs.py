@@ -1,5 +1,6 @@
 """A job's inputs: checked before anything is unpacked, then laid out as files."""
 
+import math
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +9,14 @@ from typing import Any
 import numpy as np
 from transformers.models.auto import modeling_auto
 
-from known_core.checkpoint.reader import WEIGHTS, read_headers, wrapper_prefix
+from known_core.checkpoint.reader import WEIGHTS, stored_shapes
 from known_core.checkpoint.source import FolderSource, Layered, Source, open_source, unpack
 from known_core.data import DataFiles, inspect_data
 from known_core.data.tables import FORMATS
 from known_core.errors import KnownError
 from known_core.files import write_json
 from known_core.forgetting import nested_subsets
-from known_core.models.adapters import CONFIG as ADAPTER_CONFIG
-from known_core.models.config import read_config, read_fields
+from known_core.models.config import ADAPTER_CONFIG, read_config, read_fields
 from known_core.models.opening import open_network
 from known_core.spec import JobSpec
 from known_core.tasks import TASKS
@@ -145,12 +145,8 @@ def inspect_inputs(spec: JobSpec, sources: Sources) -> dict[str, Any]:
     with pointing_at("/model"):
         model, base = sources["model"], sources.get("base")
         network = open_network(task.network, model, spec.config, base, None)
-        headers = read_headers(model)
-        stored = {name: info for header in headers.values() for name, info in header.tensors.items()}
-        prefix = wrapper_prefix(stored)
-        network.check({name.removeprefix(prefix): info.shape for name, info in stored.items()})
-        if base is not None:
-            read_headers(base)
+        stored = stored_shapes(model)
+        network.check(stored)
         task.processor(network, Layered(model, base), spec.forgetting.max_length)
     roles = task.roles(network)
     summary: dict[str, Any] = {
@@ -158,7 +154,7 @@ def inspect_inputs(spec: JobSpec, sources: Sources) -> dict[str, Any]:
         "metric": task.metric,
         "library": network.library,
         "architecture": network.architecture,
-        "parameters": sum(info.numel for info in stored.values()),
+        "parameters": sum(map(math.prod, stored.values())),
     }
     with pointing_at("/dataset"):
         if "dataset" not in sources:
@@ -184,10 +180,7 @@ def _inspect_trajectory(spec: JobSpec, sources: Sources) -> dict[str, Any]:
     shapes: list[dict[str, tuple[int, ...]]] = []
     for index in range(len(spec.trajectory)):
         with pointing_at(f"/trajectory/{index}"):
-            headers = read_headers(sources[f"state-{index}"])
-            stored = {name: info for header in headers.values() for name, info in header.tensors.items()}
-            prefix = wrapper_prefix(stored)
-            shapes.append({name.removeprefix(prefix): info.shape for name, info in stored.items()})
+            shapes.append(stored_shapes(sources[f"state-{index}"]))
             if shapes[index] != shapes[0]:
                 differing = sorted(
                     {n for n in shapes[0].keys() | shapes[index].keys() if shapes[0].get(n) != shapes[index].get(n)}
@@ -197,7 +190,7 @@ def _inspect_trajectory(spec: JobSpec, sources: Sources) -> dict[str, Any]:
                     f"state {index} is of another model than state 0: {differing[:10]} differ",
                     "Give states of one training run.",
                 )
-    return {"task": None, "parameters": sum(int(np.prod(shape)) for shape in shapes[0].values()), "states": len(shapes)}
+    return {"task": None, "parameters": sum(map(math.prod, shapes[0].values())), "states": len(shapes)}
 
 
 def lay_out(spec: JobSpec, folder: Path) -> None:

@@ -182,6 +182,8 @@ class _Run:
         task = OpenTask(kind, self._spec, laid_out, self._folder / "cache")
         original = Checkpoint(laid_out / "model")
         original.check_finite()
+        drawn = {"inputs": laid_out.name, "holdout": self._spec.evaluation.holdout, "seed": self._spec.forgetting.seed}
+        task.prepare(original, lambda work: self._stages.run("head", drawn, work), self._device)
         self._spec = self._with_settings(with_defaults(self._spec, task, self._device), task, original)
         before = self._evaluate(task, {UNCHANGED: original}, "evaluating_before")
         predicted = self._nowcast(self._forget(task, original, laid_out))

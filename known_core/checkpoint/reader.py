@@ -99,6 +99,17 @@ def wrapper_prefix(names: Iterable[str]) -> str:
     return prefix
 
 
+def stored_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by its logical name (see :class:`Checkpoint`).
+
+    Raises:
+        KnownError: what :func:`read_headers` raises.
+    """
+    stored = {name: info.shape for header in read_headers(source).values() for name, info in header.tensors.items()}
+    prefix = wrapper_prefix(stored)
+    return {name.removeprefix(prefix): shape for name, shape in stored.items()}
+
+
 @dataclass
 class Checkpoint:
     """A safetensors checkpoint, read tensor by tensor or in parts of tensors; nothing of it stays in memory.

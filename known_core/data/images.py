@@ -25,55 +25,79 @@ _MAX_PIXELS = 100_000_000
 _BROKEN_IMAGE = (OSError, ValueError, EOFError, SyntaxError, IndexError, TypeError, struct.error)
 
 
-class LabelledImages(Dataset[dict[str, Tensor]]):
-    """Images and labels as a network takes them; preprocessed once and kept in memory where they fit.
+class CachedItems(Dataset[dict[str, Tensor]]):
+    """Items made once and kept in memory where they all fit.
 
     Args:
-        rows: a datasets.Dataset with one column, "image": the path of a file, or the bytes of an image.
-        labels: (N,) int64 labels.
-        preprocess: images to (N, C, H, W) float32.
+        count: N.
+        make: (n,) indices to tensors of n rows each, by the name of the network's input.
     """
 
-    def __init__(self, rows: datasets.Dataset, labels: NDArray[np.int64], preprocess: Preprocess) -> None:
-        self.labels = labels
-        self._rows, self._preprocess = rows, preprocess
-        self._pixels: Tensor | None = None
-        self._cached = np.zeros(len(labels), dtype=bool)
+    def __init__(self, count: int, make: Callable[[NDArray[np.int64]], dict[str, Tensor]]) -> None:
+        self._make = make
+        self._kept: dict[str, Tensor] = {}
+        self._cached = np.zeros(count, dtype=bool)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._cached)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         """Items of a whole batch at once: torch's DataLoader asks for them this way."""
-        pixels = self._batch(np.asarray(indices))
-        return [
-            {"pixel_values": image, "labels": torch.tensor(int(self.labels[index]))}
-            for image, index in zip(pixels, indices, strict=True)
-        ]
+        batch = self._batch(np.asarray(indices))
+        return [{name: rows[place] for name, rows in batch.items()} for place in range(len(indices))]
 
-    def _batch(self, indices: NDArray[np.int64]) -> Tensor:
+    def _batch(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
         missing = indices[~self._cached[indices]]
-        if self._pixels is None or len(missing):
-            wanted = missing if self._pixels is not None else indices
-            pixels = self._preprocess(self._decode(wanted))
-            if self._pixels is None:
-                if pixels[0].nbytes * len(self) > _CACHE_BYTES:
-                    return pixels
-                self._pixels = torch.empty(len(self), *pixels.shape[1:])
-            self._pixels[wanted] = pixels
+        if not self._kept or len(missing):
+            wanted = missing if self._kept else indices
+            made = self._make(wanted)
+            if not self._kept:
+                if sum(rows[0].nbytes for rows in made.values()) * len(self) > _CACHE_BYTES:
+                    return made
+                self._kept = {name: rows.new_empty(len(self), *rows.shape[1:]) for name, rows in made.items()}
+            for name, rows in made.items():
+                self._kept[name][wanted] = rows
             self._cached[wanted] = True
-        return self._pixels[indices]
+        return {name: rows[indices] for name, rows in self._kept.items()}
 
-    def _decode(self, indices: NDArray[np.int64]) -> list[Image.Image]:
-        rows = self._rows[indices.tolist()]["image"]
-        return [read_image(value, index) for value, index in zip(rows, indices.tolist(), strict=True)]
+
+class LabelledImages(CachedItems):
+    """Images and labels as a network takes them.
+
+    Args:
+        rows: a datasets.Dataset with a column "image": the path of a file, or the bytes of an image.
+        labels: (N,) int64 labels.
+        preprocess: images to (N, C, H, W) float32.
+    """
+
+    def __init__(self, rows: datasets.Dataset, labels: NDArray[np.int64], preprocess: Preprocess) -> None:
+        def make(indices: NDArray[np.int64]) -> dict[str, Tensor]:
+            pixels = preprocess(read_images(rows, "image", indices))
+            return {"pixel_values": pixels, "labels": torch.from_numpy(labels[indices])}
+
+        super().__init__(len(labels), make)
+        self.labels = labels
+
+
+def read_images(rows: datasets.Dataset, column: str, indices: NDArray[np.int64]) -> list[Image.Image]:
+    """The images of some rows.
+
+    Raises:
+        KnownError: what :func:`read_image` raises.
+    """
+    values = rows[indices.tolist()][column]
+    return [read_image(value, index) for value, index in zip(values, indices.tolist(), strict=True)]
 
 
 def read_image(value: str | bytes, index: int) -> Image.Image:
-    """Decode one image, upright as its EXIF orientation says."""
+    """Decode one image, upright as its EXIF orientation says.
+
+    Raises:
+        KnownError: ``image_limit``, ``dataset_unusable``.
+    """
     name = "/".join(Path(value).parts[-2:]) if isinstance(value, str) else f"image {index}"
     Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
     try:

@@ -156,7 +156,7 @@ def save_state(state: Mapping[str, Tensor], folder: Path, original: Checkpoint) 
         save_file(copies, temporary, metadata={"format": "pt"})
 
 
-def raise_mismatch(problems: list[str]) -> None:
+def raise_mismatch(problems: list[str], pointer: str = "/model") -> None:
     """Raises: KnownError ``tensors_mismatch`` with every problem, if there is any."""
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -164,7 +164,7 @@ def raise_mismatch(problems: list[str]) -> None:
             "tensors_mismatch",
             f"the weights are not those of the config's network: {'; '.join(sorted(problems)[:20])}{more}",
             "Give the config.json that was saved with these weights.",
-        )
+        ).at(pointer)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from known_core.checkpoint.header import is_utf8
 from known_core.checkpoint.source import Source
 from known_core.errors import KnownError
 
+ADAPTER_CONFIG = "adapter_config.json"  # of a PEFT adapter
 _REFUSED_FIELDS = (  # each can name code on the Hub
     "trust_remote_code", "_attn_implementation_internal", "_attn_implementation", "attn_implementation",
     "custom_pipelines",

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from known_core.checkpoint.reader import stored_shapes
 from known_core.checkpoint.source import Source
 from known_core.errors import KnownError
-from known_core.models import adapters
 from known_core.models.base import Network
-from known_core.models.config import read_config, read_fields
+from known_core.models.config import ADAPTER_CONFIG, read_config, read_fields
 from known_core.models.registered import RegisteredNetwork
 from known_core.models.timm_models import TimmNetwork
 from known_core.models.torchvision_models import TorchvisionNetwork
@@ -31,26 +31,36 @@ def open_network(
     Args:
         build: a task's own, from a config.
         model: the checkpoint's files.
-        given: the config that came with the request, where the checkpoint has none.
+        given: the config that came with the request, where the checkpoint has none; of an adapter, what differs from
+            its base's, such as the names of its labels.
         base: for an adapter, the files of the model it was trained on.
         base_folder: where these are on disk, once they are.
 
     Raises:
         KnownError: ``config_missing``, ``config_invalid``, ``base_missing``, and what the families raise.
     """
-    if adapters.CONFIG not in model.names():
+    if ADAPTER_CONFIG not in model.names():
         return build(read_config(model, given))
-    config = read_fields(model, adapters.CONFIG, "config_invalid")
+    config = read_fields(model, ADAPTER_CONFIG, "config_invalid")
     if base is None:
         raise KnownError(
             "base_missing",
             f"the checkpoint is an adapter of {str(config.get('base_model_name_or_path'))[:120]!r}",
             'Give its base model too: "model": {..., "base": {...}}.',
         )
-    network = build(read_config(base, None))
+    from known_core.models.adapters import AdapterNetwork, labels_of_head  # peft takes two seconds to import
+
+    own = read_config(model, given) if given is not None or "config.json" in model.names() else {}
+    # peft, too, takes the class of the adapter's task: the base is often stored as what it was pre-trained for
+    fields = {**read_config(base, None), **own, "architectures": None}
+    network = build(fields)
     if not isinstance(network, TransformersNetwork):
         raise KnownError("unsupported_architecture", "the adapter's base is no transformers model", "Give one that is.")
-    return adapters.AdapterNetwork(config, network, base_folder)
+    count = labels_of_head(network, stored_shapes(model))
+    if count not in (None, network.num_labels):
+        network = build({**fields, "num_labels": count, "id2label": None, "label2id": None})
+    assert isinstance(network, TransformersNetwork)
+    return AdapterNetwork(config, network, stored_shapes(base), base_folder)
 
 
 def image_classifier_of(config: dict[str, Any]) -> Network | None:

@@ -1,6 +1,7 @@
 """How images and texts enter a network: always as the checkpoint's own processor says."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from known_core.models.base import Network, library_on
 from known_core.models.config import check_sizes, read_fields
 from known_core.models.timm_models import TimmNetwork
 
+Masks = Callable[[list[NDArray[np.uint8]]], Tensor]  # (H, W) each, to (N, H, W) int64
 _MAX_PROCESSOR_SIZES = 5_000  # a processor's integers added up: sides in pixels; 4,482 in the largest of transformers
 _MAX_PIXEL = 1e6  # of means and standard deviations: float32 pixels stay finite
 _MAX_SIDE = 4096  # pixels
@@ -40,7 +43,7 @@ def image_preprocessor(network: Network, source: Source) -> Preprocess:
         KnownError: ``config_invalid``, ``processor_missing``, ``processor_invalid``, ``remote_code_refused``,
             ``config_field_refused``.
     """
-    if network.library == "transformers":
+    if network.library in ("transformers", "peft"):
         return _transformers_images(network.config, source)
     if isinstance(network, TimmNetwork):
         return _timm_images(network)
@@ -120,6 +123,39 @@ def _timm_images(network: TimmNetwork) -> Preprocess:
 
 
 def _transformers_images(config: dict[str, Any], source: Source) -> Preprocess:
+    return _image_processor(config, source)[0]
+
+
+def image_and_mask_preprocessor(network: Network, source: Source) -> tuple[Preprocess, Masks, bool]:
+    """From images and their masks to a network's input and labels.
+
+    Args:
+        source: the files of a transformers checkpoint.
+
+    Returns:
+        What images become; what masks of (H, W) uint8 become, (N, H, W) int64; and whether the processor takes 0 for
+        background and numbers classes from 1 on.
+
+    Raises:
+        KnownError: as :func:`image_preprocessor`.
+    """
+    images, processor, channels = _image_processor(network.config, source)
+    # Some processors of transformers 5 resize the segmentation_maps they are given as they do images, and so mix
+    # classes (BEiT's, DPT's). As images that are neither rescaled nor normalised, masks undergo the same geometry.
+    geometry = {"do_rescale": False, "do_normalize": False, "resample": Image.Resampling.NEAREST}
+
+    def masks(arrays: list[NDArray[np.uint8]]) -> Tensor:
+        stacked = [Image.fromarray(array).convert(_mode(channels)) for array in arrays]
+        batch = processor(stacked, return_tensors="pt", **geometry)
+        return batch["pixel_values"][:, 0].long()  # type: ignore[no-any-return]
+
+    with library_on("transformers", _PROCESSOR, "processor_invalid"):
+        masks([np.zeros((32, 32), np.uint8)])
+    return images, masks, bool(getattr(processor, "do_reduce_labels", False))
+
+
+def _image_processor(config: dict[str, Any], source: Source) -> tuple[Preprocess, Any, int]:
+    """What images become, the processor that does it, and the channels of the network."""
     if _PROCESSOR not in source.names():
         raise KnownError(
             "processor_missing",
@@ -149,7 +185,7 @@ def _transformers_images(config: dict[str, Any], source: Source) -> Preprocess:
             f"{_PROCESSOR} makes a tensor of shape {shape} of one image; the network takes (1, {channels}, H, W)",
             "Save the image processor that belongs to the model: processor.save_pretrained(folder).",
         )
-    return preprocess
+    return preprocess, processor, channels
 
 
 def _mode(channels: int) -> str:

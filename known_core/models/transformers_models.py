@@ -67,16 +67,24 @@ class TransformersNetwork:
         return model, info
 
     def check(self, shapes: Shapes) -> None:
-        info = self._account(self.parsed, shapes)
-        problems = [f"missing {name}" for name in info["missing_keys"]]
-        problems += [
-            f"{name} is {list(got)}, the config asks for {list(wanted)}"
-            for name, got, wanted in info["mismatched_keys"]
-        ]
+        problems = [problem for problem, _ in self.problems(shapes)]
         # Alone they do no harm, and published checkpoints have them (heads of their pre-training): carried over.
-        unexpected = sorted(info["unexpected_keys"])
+        unexpected = sorted(self._account(self.parsed, shapes)["unexpected_keys"])
         if problems or len(unexpected) > len(shapes) // 2:
             raise_mismatch(problems + [f"unexpected {name}" for name in unexpected])
+
+    def problems(self, shapes: Shapes) -> list[tuple[str, str]]:
+        """What is missing from a checkpoint, or has another shape, in words and by the network's own name."""
+        info = self._account(self.parsed, shapes)
+        return [(f"missing {name}", name) for name in info["missing_keys"]] + [
+            (f"{name} is {list(got)}, the config asks for {list(wanted)}", name)
+            for name, got, wanted in info["mismatched_keys"]
+        ]
+
+    def own_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor under the network's own name."""
+        with library_on("transformers", "the config", "config_invalid"), torch.device("meta"), bounded_construction():
+            return {name: tuple(tensor.shape) for name, tensor in self.model_class(self.parsed).state_dict().items()}
 
     def _account(self, config: Any, shapes: Shapes) -> dict[str, Any]:
         with library_on("transformers", "the config", "config_invalid"), bounded_construction():

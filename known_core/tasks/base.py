@@ -1,8 +1,8 @@
 """What a task is: its networks, its columns, how rows become inputs, and how results are scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, default_collate
 
+from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.source import Source
 from known_core.data.files import DataFiles, Role
 from known_core.errors import KnownError
@@ -34,10 +35,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Examples, and the class of each by which subsets and probes are drawn evenly; zeros where there are none."""
+    """Examples, and the class of each by which subsets and probes are drawn evenly; zeros where there are none.
+
+    ``classes`` is how many classes a head for these examples has, where only the examples themselves say it (masks).
+    """
 
     items: Dataset[Any]
     labels: NDArray[np.int64]
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Defaults:
 
 
 class Task(Protocol):
-    """A kind of model and data. Adding one is a page in docs/tasks.md."""
+    """A kind of model and data. Adding one is a page in docs/tasks.md; :class:`Fits` is optional."""
 
     name: str
     metric: str  # what Scores.correct is, such as "accuracy"
@@ -83,7 +88,8 @@ class Task(Protocol):
 
         Args:
             rows: the columns of the task's roles.
-            to_model: (classes,), for each class of the data the index of the model's output.
+            to_model: (classes,), for each class of the data the index of the model's output; where the data does not
+                name its classes, (labels,) 0, 1, … of the model, and none at all for the data of a new head.
         """
 
     def collate(self, processor: Any, *, training: bool) -> Collate:
@@ -93,8 +99,26 @@ class Task(Protocol):
         """The metric and the loss of each example: (N,), (N,)."""
 
 
+@runtime_checkable
+class Fits(Protocol):
+    """What a task has besides where its networks lack a part that D_0 decides, such as a head."""
+
+    def fit(
+        self, network: Network, start: Checkpoint, batches: Iterable[Batch], classes: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Optional: the tensors that a network without a head takes for one (``take_head``), fitted once a job.
+
+        Args:
+            start: the given weights.
+            batches: D_0, on the device.
+            classes: how many the data has.
+        """
+
+
 def match_labels(files: DataFiles, network: Network, renamed: dict[str, str]) -> NDArray[np.int64]:
     """For each class of the data, the index of the model's output it is: by name where the model has names.
+
+    Where the data does not say its classes (masks), they are the model's.
 
     Args:
         renamed: the user's own mapping, class of the data to label of the model.
@@ -102,8 +126,8 @@ def match_labels(files: DataFiles, network: Network, renamed: dict[str, str]) ->
     Raises:
         KnownError: ``labels_mismatch``.
     """
-    if not network.num_labels:
-        return np.arange(len(files.classes))
+    if not network.num_labels or not files.classes:
+        return np.arange(len(files.classes) or network.num_labels)
     if unknown := sorted(renamed.keys() - set(files.classes)):
         raise KnownError(
             "labels_mismatch", f"labels renames {unknown[:5]}, which are no classes of the data",

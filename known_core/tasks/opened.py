@@ -1,21 +1,24 @@
 """A task with a job's model and data loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.source import FolderSource, Layered
 from known_core.data import DataFiles, inspect_data, read_data
+from known_core.models.features import HEAD, FeatureNetwork
 from known_core.models.opening import open_network
 from known_core.spec import DataSettings, JobSpec
-from known_core.tasks.base import Collate, Labelled, Scores, Task, match_labels
+from known_core.tasks.base import Batch, Collate, Fits, Labelled, Scores, Task, match_labels
 
 
 class OpenTask:
@@ -30,6 +33,8 @@ class OpenTask:
     evaluation: Labelled  # examples of D_0's own task that the stages never train on
     probe_pool: Labelled  # downstream examples to fine-tune on
     probe_test: Labelled  # downstream examples to measure on
+
+    _head = "given"
 
     def __init__(self, task: Task, spec: JobSpec, folder: Path, cache: Path) -> None:
         model, base_folder = FolderSource(folder / "model"), folder / "base"
@@ -51,12 +56,12 @@ class OpenTask:
         if spec.downstream is None:
             pool, rest = stratified_split(self.evaluation.labels, 0.5, seed)
             self.probe_pool, self.probe_test = part(self.evaluation, pool), part(self.evaluation, rest)
-            self._probe_classes = self.network.num_labels
+            self._probe_classes = self.network.num_labels or len(self._files.classes)
         else:
             files, train, test = self._read(
                 folder / "downstream", spec.downstream_data, cache / "downstream", seed, own=False
             )
-            self._probe_classes = len(files.classes)
+            self._probe_classes = len(files.classes) or max(part.classes for part in (train, test) if part is not None)
             if test is None:
                 rest, pool = stratified_split(train.labels, 0.5, seed)
                 self.probe_pool, self.probe_test = part(train, pool), part(train, rest)
@@ -79,6 +84,24 @@ class OpenTask:
         examples = [self.task.examples(rows, to_model, self._processor) for rows in (train, test) if rows is not None]
         return files, examples[0], examples[1] if test is not None else None
 
+    def prepare(self, start: Checkpoint, kept: Callable[[Callable[[Path], None]], Path], device: torch.device) -> None:
+        """Give a network without a head the one that its task fits on D_0 (:class:`~known_core.tasks.base.Fits`).
+
+        Args:
+            start: the given weights.
+            kept: calls what writes into a folder, unless that was done before; returns the folder.
+        """
+        if not isinstance(self.task, Fits) or self.network.num_labels:
+            return
+        fit, batches = self.task.fit, self._batches(device, self.task.defaults.evaluation_batch_size)
+
+        def work(out: Path) -> None:
+            save_file(fit(self.network, start, batches, len(self._files.classes), device), out / HEAD)
+
+        assert isinstance(self.network, FeatureNetwork)
+        self.network.take_head(load_file(kept(work) / HEAD))
+        self._head = "fitted on the training data by the given weights"
+
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """The network with these weights, float32, on the CPU."""
         return self.network.load(checkpoint)
@@ -96,7 +119,7 @@ class OpenTask:
     def collate(self, *, training: bool) -> Collate:
         return self.task.collate(self._processor, training=training)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what items and networks (BEiT) keep in memory is trained with later
     def score(self, model: nn.Module, items: Dataset[Any], device: torch.device) -> Scores:
         """How the model does on each item, in order."""
         model.to(device).eval()
@@ -113,8 +136,12 @@ class OpenTask:
 
     def inputs(self, device: torch.device, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """The inputs of D_0 in batches, for calibration."""
+        for batch in self._batches(device, batch_size):
+            yield {name: value for name, value in batch.items() if name != "labels"}
+
+    def _batches(self, device: torch.device, batch_size: int) -> Iterator[Batch]:
         for batch in DataLoader(self.d0.items, batch_size=batch_size, collate_fn=self.collate(training=False)):
-            yield {name: value.to(device) for name, value in batch.items() if name != "labels"}
+            yield {name: value.to(device) for name, value in batch.items()}
 
     def summary(self) -> dict[str, Any]:
         """What was understood of the inputs, for the report."""
@@ -125,11 +152,12 @@ class OpenTask:
             "downstream_source": "given" if self._given_downstream else "half of the evaluation examples, new head",
             "probe_pool_examples": len(self.probe_pool.labels),
             "probe_test_examples": len(self.probe_test.labels),
+            **({"head": self._head} if isinstance(self.task, Fits) else {}),
         }
 
 
 def part(whole: Labelled, indices: NDArray[np.int64]) -> Labelled:
-    return Labelled(Subset(whole.items, indices.tolist()), whole.labels[indices])
+    return replace(whole, items=Subset(whole.items, indices.tolist()), labels=whole.labels[indices])
 
 
 def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -32,7 +32,11 @@ class TextClassification:
         return (TEXT, TEXT_PAIR, LABEL)
 
     def processor(self, network: Network, source: Source, max_length: int | None) -> Tokens:
-        return Tokens(network, source, max_length)
+        tokens = Tokens(network, source, max_length)
+        parsed = getattr(network, "parsed", None)  # transformers' own config, also of an adapter's base
+        if parsed is not None and parsed.pad_token_id is None:  # decoders find the last token of each text by it
+            parsed.pad_token_id = tokens.tokenizer.pad_token_id
+        return tokens
 
     def examples(self, rows: datasets.Dataset, to_model: NDArray[np.int64], processor: Tokens) -> Labelled:
         return labelled(encode_texts(rows, processor), to_model[np.array(rows["label"], dtype=np.int64)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from known_core.checkpoint.source import Source
-from known_core.data.files import Role
+from known_core.data.files import Role, unusable
 from known_core.models.base import Network
 from known_core.models.transformers_models import TransformersNetwork
 from known_core.tasks.base import Batch, Collate, Defaults, Items, Labelled, token_scores
@@ -41,7 +41,11 @@ class TokenClassification:
 
     def examples(self, rows: datasets.Dataset, to_model: NDArray[np.int64], processor: Tokens) -> Labelled:
         items: list[Batch] = []
-        for row in rows:
+        for number, row in enumerate(rows):
+            if len(row["tokens"]) != len(row["tags"]):
+                raise unusable(
+                    f"row {number} has {len(row['tokens'])} words and {len(row['tags'])} tags", "Give each word a tag."
+                )
             encoded = processor.tokenizer(
                 row["tokens"], is_split_into_words=True, truncation=True, max_length=processor.max_length
             )
