@@ -4,6 +4,7 @@ The manifest holds every setting, the sha256 of every input, and the commits of 
 checked before anything runs; the run itself is :func:`known_core.pipeline.run`, so one that was interrupted goes on.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import known_core
 from known_core import pipeline
 from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
+from known_core.fetching import fetch_inputs
 from known_core.files import canonical_json, read_json, sha256_bytes, sha256_file, sha256_tree
 from known_core.hub import Hub, HubRef
 from known_core.hypermodels import hypermodel_path, shipped_hypermodels
@@ -45,6 +47,7 @@ class _OnHub(BaseModel):
 
 class _Origin(BaseModel):
     hub: _OnHub | None = None
+    sample: Any = None  # what was kept of a data set that was too large
 
 
 _ORIGINS = TypeAdapter(dict[str, _Origin])
@@ -142,7 +145,7 @@ def reproduce(manifest: Path, work: Path, inputs: Mapping[str, Path], hub: Hub, 
     job = read_job_manifest(manifest)
     folder = work / sha256_file(manifest)[:16]
     _check_hypermodel(job)
-    spec = _with_inputs(job.spec, _collect(job, folder, inputs, hub, Reporter(emit)))
+    spec = _collect(job, folder / "fetched", inputs, hub, Reporter(emit))
     return compare(manifest, job, pipeline.run(spec, folder, emit))
 
 
@@ -197,40 +200,40 @@ def _check_hypermodel(job: JobManifest) -> None:
     )
 
 
-def _collect(
-    job: JobManifest, folder: Path, given: Mapping[str, Path], hub: Hub, reporter: Reporter
-) -> dict[str, Path]:
-    """The path of every input, each checked against its sha256; what can be said before a download is said first."""
+def _collect(job: JobManifest, folder: Path, given: Mapping[str, Path], hub: Hub, reporter: Reporter) -> JobSpec:
+    """The spec with the path of every input, each checked; what can be said before a download is said first.
+
+    Args:
+        folder: where inputs are fetched to.
+    """
     if unknown := sorted(given.keys() - job.inputs_sha256.keys()):
         inputs = ", ".join(sorted(job.inputs_sha256))
         raise KnownError("usage", f"the job has no input {', '.join(unknown)}", f"Its inputs: {inputs}.")
-    refs = _refs(job)
+    refs = {name: ref for name, ref in _refs(job).items() if name not in given}
     if missing := sorted(job.inputs_sha256.keys() - given.keys() - refs.keys()):
         flags = " ".join(dict.fromkeys(f"{_flag(name)} PATH" for name in missing))
         raise KnownError(
             "input_missing",
-            f"the job's {', '.join(missing)} did not come from the Hub at a known commit",
+            f"the job's {', '.join(missing)} cannot be fetched from the Hub as it was",
             f"Give the same files again: {flags}; of a trajectory all five, the most recent first.",
         )
     reporter.phase("checking")
     _check(given, job.inputs_sha256)
-    fetched = {name: folder / "fetched" / name for name in refs.keys() - given.keys()}
-    for name in sorted(fetched):
-        if fetched[name].is_dir() and sha256_tree(fetched[name]) == job.inputs_sha256[name]:
-            continue  # by a run before this one
-        reporter.phase("fetching", name)
-        names = hub.source(refs[name]).names()
-        hub.fetch(refs[name], fetched[name], names, reporter.step)
-        _check({name: fetched[name]}, job.inputs_sha256)
-    return {**given, **fetched}
+    fetched = {name: folder / name for name in refs}
+    spec = _with_inputs(job.spec, {**given, **fetched})
+    if not all(path.is_dir() for path in fetched.values()):
+        reporter.phase("fetching")
+        fetch_inputs(spec, hub, refs, folder, max_dataset_bytes=sys.maxsize, on_bytes=reporter.step)
+    _check(fetched, job.inputs_sha256)
+    return spec
 
 
 def _refs(job: JobManifest) -> dict[str, HubRef]:
-    """Where on the Hub inputs came from, of those that came from there at a commit."""
+    """Where on the Hub inputs came from, of those that came from there whole and at a commit."""
     refs = {
         name: HubRef(hub.repo_id, hub.revision, "dataset" if name in _DATA else "model")
         for name, origin in _ORIGINS.validate_python(job.spec.origins).items()
-        if name in job.inputs_sha256 and (hub := origin.hub) is not None
+        if name in job.inputs_sha256 and (hub := origin.hub) is not None and origin.sample is None
     }
     return {name: ref for name, ref in refs.items() if ref.resolved}
 

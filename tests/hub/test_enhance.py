@@ -40,9 +40,12 @@ class World:
     stack: Stack
     folder: Path
 
-    def known(self, *arguments: str, token: str | None = CANARY) -> "subprocess.CompletedProcess[str]":
+    def known(
+        self, *arguments: str, token: str | None = CANARY, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "KNOWN_"))}
         environment |= {"KNOWN_SERVER": self.stack.url, "COLUMNS": "300"} | ({"HF_TOKEN": token} if token else {})
+        environment |= variables
         return subprocess.run(
             [sys.executable, "-m", "known_core", *arguments],
             capture_output=True, text=True, env=environment, timeout=200, check=False, cwd=Path(__file__).parents[2],
@@ -163,6 +166,17 @@ def test_the_published_model_loads_and_runs(world: World, published: dict[str, A
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     inputs = processor(Image.new("RGB", (8, 8)), return_tensors="pt")
     assert model(**inputs).logits.shape == (1, 5)
+
+
+def test_its_manifest_is_enough_to_run_the_job_again(world: World, published: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("manifest.json", "report.json"):
+        (tmp_path / name).write_bytes(world.files("alice/resnet-know")[f"known/{name}"])
+    done = world.known(
+        "reproduce", str(tmp_path / "manifest.json"), "--work", str(tmp_path / "work"), "--exact", "--json",
+        HF_ENDPOINT=world.hub.url, XDG_CACHE_HOME=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["identical"] is True
 
 
 def test_only_what_is_needed_was_fetched(world: World, published: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ def manifest(hub: LocalHub, inputs: Inputs, tmp_path: Path) -> Path:
     (model / "config.json").write_text(json.dumps(inputs.config))
     with zipfile.ZipFile(inputs.dataset) as archive:
         archive.extractall(dataset)
+    (dataset / "README.md").write_text("# Digits", encoding="utf-8")
     spec = JobSpec(
         model=model,
         dataset=dataset,
@@ -78,7 +79,7 @@ def test_what_came_from_the_hub_is_fetched_at_its_commit(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["identical"] is True
-    assert "fetching dataset" in done.stderr
+    assert "fetching" in done.stderr
     sources = read_json(Path(found["artifacts"]) / "report.json")["sources"]
     assert sources["model"]["hub"]["repo_id"] == "alice/m"
     assert list((home / "known" / "hub").glob("*--alice--m"))
