@@ -86,9 +86,9 @@ def squeezenet(folder: Path) -> Given:
     return Given("image-classification", folder, tiny.save_torchvision(folder / "model.safetensors", "squeezenet1_1"))
 
 
-def lora_classifier(folder: Path) -> Given:
+def lora_classifier(folder: Path, **options: Any) -> Given:
     base = tiny.save_bert(folder / "base", "BertForSequenceClassification", **tiny.labels(tiny.CLASSES))
-    adapter = tiny.save_adapter(folder / "adapter", base, "BertForSequenceClassification", "SEQ_CLS")
+    adapter = tiny.save_adapter(folder / "adapter", base, "BertForSequenceClassification", "SEQ_CLS", **options)
     return Given("text-classification", adapter, base=base)
 
 
@@ -128,6 +128,7 @@ MADE: dict[str, Callable[[Path], Given]] = {
     "gpt2-tied-twice": lambda folder: Given("causal-lm", tiny.rewrite(tiny.save_gpt2(folder), twice)),
     "gpt2-bare": lambda folder: Given("causal-lm", tiny.rewrite(tiny.save_gpt2(folder), bare)),
     "lora-classifier": lora_classifier,
+    "lora-dora": lambda folder: lora_classifier(folder, use_dora=True, use_rslora=True, bias="lora_only"),
     "lora-own-head": lora_with_its_own_head,
     "lora-decoder": lora_decoder,
 }
@@ -174,7 +175,7 @@ def test_load_and_save_keep_every_name_dtype_and_value(given: Given, family: str
 
 @pytest.mark.parametrize("family", [
     "timm-resnet", "timm-vit", "torchvision", "bert-classifier", "gpt2-classifier", "bert-tagger", "lora-classifier",
-    "lora-own-head",
+    "lora-dora", "lora-own-head",
 ], indirect=True)  # fmt: skip
 def test_new_heads_are_seeded_and_all_else_kept(given: Given) -> None:
     network, checkpoint = given.open()

@@ -222,3 +222,27 @@ def test_a_task_that_is_named(tmp_path: Path) -> None:
     with pytest.raises(KnownError, match=r"\(dataset_missing\)"):
         pipeline.inspect(JobSpec(model=model))
     assert pipeline.inspect(JobSpec(model=model, dataset=data, data=DataSettings()))["task"] == "text-classification"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["token-classification", "masked-lm", "semantic-segmentation"])
+def test_adapters_of_other_tasks(digits: ImageArrays, tmp_path: Path, task: str) -> None:
+    if task == "semantic-segmentation":
+        base = tiny.save_segmenter(tmp_path / "base", "segformer")
+        data = tiny.masked_images(digits, tmp_path / "data.parquet")
+        kind, options = "SegformerForSemanticSegmentation", {"target_modules": ["q_proj", "query"]}
+        options["modules_to_save"] = ["decode_head"]
+    elif task == "masked-lm":
+        base = tiny.save_bert(tmp_path / "base", "BertForMaskedLM")
+        data = tiny.texts_alone(tmp_path / "data.jsonl")
+        kind, options = "BertForMaskedLM", {"target_modules": ["query", "value"]}
+    else:
+        base = tiny.save_bert(tmp_path / "base", "BertForTokenClassification", **tiny.labels(tiny.TAGS))
+        data = tiny.words_with_tags(tmp_path / "data.jsonl")
+        kind, options = "BertForTokenClassification", {}
+    adapter = tiny.save_adapter(
+        tmp_path / "adapter", base, kind, "TOKEN_CLS" if task.startswith("token") else None, **options
+    )
+    candidate, report = run_job(tmp_path, model=adapter, base=base, dataset=data)
+    assert (report["task"], report["library"]) == (task, "peft")
+    assert moved(adapter / "adapter_model.safetensors", candidate / "adapter_model.safetensors")

@@ -32,7 +32,10 @@ def edit(file: str, **changes: Any) -> Callable[[Path], None]:
 
 
 def write(file: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_text(text) and None
+    def change(folder: Path) -> None:
+        (folder / file).write_text(text)
+
+    return change
 
 
 def larger(folder: Path) -> None:
