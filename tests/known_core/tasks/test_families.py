@@ -290,6 +290,8 @@ def test_configs_that_are_refused(tmp_path: Path, task: str, config: dict[str, A
     ({"layer_replication": [[0, 1]]}, "config_field_refused"),
     ({"use_qalora": True}, "config_field_refused"),
     ({"something_new": [1]}, "config_field_refused"),
+    ({"init_lora_weights": "pissa"}, "config_field_refused"),
+    ({"init_lora_weights": ["gaussian"]}, "config_field_refused"),
     ({"r": 10**9}, "config_invalid"),
     ({"r": -1}, "config_invalid"),
     ({"r": 5}, "tensors_mismatch"),
