@@ -50,15 +50,6 @@ class Given:
         return load_file(self.folder / f"{name}.safetensors")
 
 
-def legacy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As bert-base-uncased is stored."""
-    renamed = {
-        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): value
-        for name, value in tensors.items()
-    }
-    return {**renamed, "bert.embeddings.position_ids": torch.arange(40)[None]}
-
-
 def bare(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As gpt2 is stored: without the prefix, and with the mask of its attention."""
     mask = {"h.0.attn.bias": torch.tril(torch.ones(1, 1, 40, 40))}
@@ -67,18 +58,6 @@ def bare(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def twice(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"].clone()}
-
-
-def pretrained_bert(folder: Path) -> Path:
-    tiny.save_bert(folder, "BertForPreTraining")
-    set_config(folder, architectures=["BertForMaskedLM"])
-    return tiny.rewrite(folder, legacy)
-
-
-def set_config(folder: Path, **changes: Any) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
 
 
 def squeezenet(folder: Path) -> Given:
@@ -94,9 +73,9 @@ def lora_classifier(folder: Path, **options: Any) -> Given:
 
 def lora_with_its_own_head(folder: Path) -> Given:
     """Three labels on a base that was pre-trained for something else."""
-    base = pretrained_bert(folder / "base")
+    base = tiny.save_legacy_bert(folder / "base")
     config = (base / "config.json").read_text()
-    set_config(base, num_labels=3)
+    tiny.set_config(base, num_labels=3)
     adapter = tiny.save_adapter(folder / "adapter", base, "BertForSequenceClassification", "SEQ_CLS")
     (base / "config.json").write_text(config)
     return Given("text-classification", adapter, base=base)
@@ -123,7 +102,7 @@ MADE: dict[str, Callable[[Path], Given]] = {
     "gpt2-classifier": lambda folder: Given(TEXTS, tiny.save_gpt2(folder, "GPT2ForSequenceClassification")),
     "bert-tagger": lambda folder: Given(WORDS, tiny.save_bert(folder, "BertForTokenClassification")),
     "bert-masked": lambda folder: Given("masked-lm", tiny.save_bert(folder, "BertForMaskedLM")),
-    "bert-legacy": lambda folder: Given("masked-lm", pretrained_bert(folder)),
+    "bert-legacy": lambda folder: Given("masked-lm", tiny.save_legacy_bert(folder)),
     "gpt2": lambda folder: Given("causal-lm", tiny.save_gpt2(folder)),
     "gpt2-tied-twice": lambda folder: Given("causal-lm", tiny.rewrite(tiny.save_gpt2(folder), twice)),
     "gpt2-bare": lambda folder: Given("causal-lm", tiny.rewrite(tiny.save_gpt2(folder), bare)),
