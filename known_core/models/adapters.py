@@ -20,9 +20,11 @@ _FIELDS = (  # of LoraConfig
 )  # fmt: skip
 _WITHOUT_EFFECT = (  # on a trained adapter: where it came from, and how it was initialised
     "peft_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode",
-    "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
     "qalora_group_size", "ensure_weight_tying",
 )  # fmt: skip
+_INIT = "init_lora_weights"
+_PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # others, such as PiSSA, change the base's weights
 _INSIDE = "base_model.model."  # what peft puts before the base model's own names
 _MAX_SIZES = 1_000_000  # the config's integers added up
 
@@ -51,7 +53,9 @@ class AdapterNetwork:
                 f"peft_type is {str(config.get('peft_type'))[:80]!r}",
                 "Give a LoRA adapter.",
             )
-        if refused := sorted(name for name in config.keys() - {*_FIELDS, *_WITHOUT_EFFECT} if config[name]):
+        refused = sorted(name for name in config.keys() - {*_FIELDS, *_WITHOUT_EFFECT, _INIT} if config[name])
+        refused += [_INIT] if config.get(_INIT) not in _PLAIN_INITS else []
+        if refused:
             raise KnownError(
                 "config_field_refused",
                 f"{ADAPTER_CONFIG} sets {refused[:5]}",

@@ -50,15 +50,6 @@ class Given:
         return load_file(self.folder / f"{name}.safetensors")
 
 
-def legacy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As bert-base-uncased is stored."""
-    renamed = {
-        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): value
-        for name, value in tensors.items()
-    }
-    return {**renamed, "bert.embeddings.position_ids": torch.arange(40)[None]}
-
-
 def bare(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As gpt2 is stored: without the prefix, and with the mask of its attention."""
     mask = {"h.0.attn.bias": torch.tril(torch.ones(1, 1, 40, 40))}
@@ -69,34 +60,22 @@ def twice(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"].clone()}
 
 
-def pretrained_bert(folder: Path) -> Path:
-    tiny.save_bert(folder, "BertForPreTraining")
-    set_config(folder, architectures=["BertForMaskedLM"])
-    return tiny.rewrite(folder, legacy)
-
-
-def set_config(folder: Path, **changes: Any) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
-
-
 def squeezenet(folder: Path) -> Given:
     folder.mkdir()
     return Given("image-classification", folder, tiny.save_torchvision(folder / "model.safetensors", "squeezenet1_1"))
 
 
-def lora_classifier(folder: Path) -> Given:
+def lora_classifier(folder: Path, **options: Any) -> Given:
     base = tiny.save_bert(folder / "base", "BertForSequenceClassification", **tiny.labels(tiny.CLASSES))
-    adapter = tiny.save_adapter(folder / "adapter", base, "BertForSequenceClassification", "SEQ_CLS")
+    adapter = tiny.save_adapter(folder / "adapter", base, "BertForSequenceClassification", "SEQ_CLS", **options)
     return Given("text-classification", adapter, base=base)
 
 
 def lora_with_its_own_head(folder: Path) -> Given:
     """Three labels on a base that was pre-trained for something else."""
-    base = pretrained_bert(folder / "base")
+    base = tiny.save_legacy_bert(folder / "base")
     config = (base / "config.json").read_text()
-    set_config(base, num_labels=3)
+    tiny.set_config(base, num_labels=3)
     adapter = tiny.save_adapter(folder / "adapter", base, "BertForSequenceClassification", "SEQ_CLS")
     (base / "config.json").write_text(config)
     return Given("text-classification", adapter, base=base)
@@ -123,11 +102,12 @@ MADE: dict[str, Callable[[Path], Given]] = {
     "gpt2-classifier": lambda folder: Given(TEXTS, tiny.save_gpt2(folder, "GPT2ForSequenceClassification")),
     "bert-tagger": lambda folder: Given(WORDS, tiny.save_bert(folder, "BertForTokenClassification")),
     "bert-masked": lambda folder: Given("masked-lm", tiny.save_bert(folder, "BertForMaskedLM")),
-    "bert-legacy": lambda folder: Given("masked-lm", pretrained_bert(folder)),
+    "bert-legacy": lambda folder: Given("masked-lm", tiny.save_legacy_bert(folder)),
     "gpt2": lambda folder: Given("causal-lm", tiny.save_gpt2(folder)),
     "gpt2-tied-twice": lambda folder: Given("causal-lm", tiny.rewrite(tiny.save_gpt2(folder), twice)),
     "gpt2-bare": lambda folder: Given("causal-lm", tiny.rewrite(tiny.save_gpt2(folder), bare)),
     "lora-classifier": lora_classifier,
+    "lora-dora": lambda folder: lora_classifier(folder, use_dora=True, use_rslora=True, bias="lora_only"),
     "lora-own-head": lora_with_its_own_head,
     "lora-decoder": lora_decoder,
 }
@@ -174,7 +154,7 @@ def test_load_and_save_keep_every_name_dtype_and_value(given: Given, family: str
 
 @pytest.mark.parametrize("family", [
     "timm-resnet", "timm-vit", "torchvision", "bert-classifier", "gpt2-classifier", "bert-tagger", "lora-classifier",
-    "lora-own-head",
+    "lora-dora", "lora-own-head",
 ], indirect=True)  # fmt: skip
 def test_new_heads_are_seeded_and_all_else_kept(given: Given) -> None:
     network, checkpoint = given.open()
@@ -289,6 +269,8 @@ def test_configs_that_are_refused(tmp_path: Path, task: str, config: dict[str, A
     ({"layer_replication": [[0, 1]]}, "config_field_refused"),
     ({"use_qalora": True}, "config_field_refused"),
     ({"something_new": [1]}, "config_field_refused"),
+    ({"init_lora_weights": "pissa"}, "config_field_refused"),
+    ({"init_lora_weights": ["gaussian"]}, "config_field_refused"),
     ({"r": 10**9}, "config_invalid"),
     ({"r": -1}, "config_invalid"),
     ({"r": 5}, "tensors_mismatch"),

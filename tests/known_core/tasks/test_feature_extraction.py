@@ -20,7 +20,7 @@ from known_core.sample_data import ImageArrays, write_imagefolder
 from known_core.spec import JobSpec
 from known_core.tasks.feature_extraction import FeatureExtraction
 from tests.known_core.tasks import tiny
-from tests.known_core.tasks.test_jobs import moved, run_job, some_ids
+from tests.known_core.tasks.test_jobs import QUICK, moved, run_job, some_ids
 
 TASK = FeatureExtraction()
 
@@ -70,6 +70,24 @@ def test_image_encoder_with_other_classes_downstream(digits: ImageArrays, tmp_pa
     assert head["weight"].shape == (3, 8)
     network: Any = transformers.AutoModel.from_pretrained(candidate)
     assert network(pixel_values=torch.zeros(1, 3, 8, 8)).pooler_output.shape == (1, 8)
+
+
+def test_a_job_that_goes_on_keeps_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted again on a GPU, it would be another in the last bits, and so would be what is measured after."""
+    spec = JobSpec(
+        **QUICK, model=tiny.save_bert(tmp_path / "model", "BertModel"),
+        dataset=tiny.texts_with_label(tmp_path / "data.parquet"),
+    )  # fmt: skip
+
+    def stop(event: dict[str, Any]) -> None:
+        if event.get("phase") == "forgetting":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(spec, tmp_path / "job", stop)
+    monkeypatch.setattr(FeatureExtraction, "fit", None)  # calling it would raise
+    report = read_json(pipeline.run(spec, tmp_path / "job", lambda event: None) / "report.json")
+    assert report["inputs"]["head"].startswith("fitted")
 
 
 def test_only_the_encoder_is_trained_and_saved(tmp_path: Path) -> None:

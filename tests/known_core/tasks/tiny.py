@@ -220,3 +220,24 @@ def save_segmenter(folder: Path, name: str, classes: int = 3, **fields: Any) -> 
     getattr(transformers, kind)(settings).save_pretrained(folder)
     getattr(transformers, processor)(size={"height": 16, "width": 16}, **own, **fields).save_pretrained(folder)
     return folder
+
+
+def set_config(folder: Path, **changes: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def save_legacy_bert(folder: Path) -> Path:
+    """As bert-base-uncased is stored: old names of norms, position ids, and heads that a masked model does not use."""
+    save_bert(folder, "BertForPreTraining")
+    set_config(folder, architectures=["BertForMaskedLM"])
+
+    def old(name: str) -> str:
+        return name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+
+    def legacy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        renamed = {old(name): tensor for name, tensor in tensors.items()}
+        return {**renamed, "bert.embeddings.position_ids": torch.arange(40)[None]}
+
+    return rewrite(folder, legacy)
