@@ -305,27 +305,43 @@ def _type(values: list[Any]) -> pa.DataType:
     return pa.string() if pa.types.is_null(kind) else kind
 
 
+class _Bounded:
+    """The lines of a text; those of one record, since :meth:`begin`, have a limit together."""
+
+    def __init__(self, text: TextIO, name: str) -> None:
+        self._text, self._name, self._characters = text, name, 0
+
+    def begin(self) -> None:
+        self._characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._text.readline(MAX_CELL_BYTES):
+            self._characters += len(line)
+            if self._characters >= MAX_CELL_BYTES:
+                raise _giant(self._name, f"a line or row has {MAX_CELL_BYTES} characters or more")
+            yield line
+
+
 def _lines(text: TextIO, name: str) -> Iterator[_Record]:
-    return ((len(line), {"text": line.strip()}) for line in _bounded(text, name) if line.strip())
-
-
-def _bounded(text: TextIO, name: str) -> Iterator[str]:
-    while line := text.readline(MAX_CELL_BYTES):
-        if len(line) == MAX_CELL_BYTES:
-            raise _giant(name, f"a line has more than {MAX_CELL_BYTES} characters")
-        yield line
+    bounded = _Bounded(text, name)
+    for line in bounded:
+        bounded.begin()
+        if stripped := line.strip():
+            yield len(line), {"text": stripped}
 
 
 def _csv(text: TextIO, name: str) -> _Records:
     """All columns are texts; an empty cell is none."""
     csv.field_size_limit(MAX_CELL_BYTES)  # of this process: the default is 128 KiB
-    rows = csv.reader(_bounded(text, name), delimiter="\t" if name.lower().endswith(".tsv") else ",", strict=True)
+    lines = _Bounded(text, name)
+    rows = csv.reader(lines, delimiter="\t" if name.lower().endswith(".tsv") else ",", strict=True)
     header = next(rows, [])
     if len(header) > MAX_COLUMNS:
         raise unusable(f"{name} has {len(header)} columns", f"The limit is {MAX_COLUMNS}.")
 
     def records() -> Iterator[_Record]:
         for row in rows:
+            lines.begin()
             if row and len(row) != len(header):
                 raise unusable(
                     f"line {rows.line_num} of {name} has {len(row)} cells, its header {len(header)}",

@@ -147,6 +147,8 @@ def test_splits_of_a_job(tiny_spec: JobSpec, tmp_path: Path) -> None:
     assert np.bincount(task.probe_pool.labels).min() >= 8
     summary = task.summary()
     assert (summary["evaluation_source"], summary["downstream_source"]) == ("test split", "given")
+    assert [example["image"] for example in summary["sample"]] == ["8 x 8 L"] * 3
+    assert {example["label"] for example in summary["sample"]} <= {"0", "1", "2", "3", "4"}
 
 
 def test_without_splits_examples_are_held_out(tiny_spec: JobSpec, tmp_path: Path, digits: ImageArrays) -> None:
