@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from known_core import pipeline
@@ -79,8 +81,8 @@ def splits(data: str) -> tuple[ImageArrays, ImageArrays]:
 
 def pixels(images: ImageArrays, model: Any) -> Tensor:
     """Images as timm itself puts them into a model."""
-    config = timm.data.resolve_data_config({}, model=model)
-    transform = timm.data.create_transform(**config, is_training=False)
+    config = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
+    transform = create_transform(**config, is_training=False)
     return torch.stack([transform(Image.fromarray(image).convert("RGB")) for image in images.images])
 
 
@@ -103,7 +105,7 @@ def fine_tuned(train: ImageArrays, folder: Path) -> None:
     model.pretrained_cfg |= {"input_size": (3, SIDE, SIDE), "crop_pct": 1.0}
     images = pixels(train, model)
     shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-    recalibrate(model, shuffled.split(32))
+    recalibrate(model, (shuffled[begin : begin + 32] for begin in range(0, len(shuffled), 32)))
     with torch.inference_mode():
         features = model.forward_head(model.forward_features(images), pre_logits=True).numpy()
     fitted = LogisticRegression(C=0.1, max_iter=1000).fit(features, train.labels)
@@ -113,7 +115,7 @@ def fine_tuned(train: ImageArrays, folder: Path) -> None:
         model.classifier.weight.copy_(torch.from_numpy(fitted.coef_))
         model.classifier.bias.copy_(torch.from_numpy(fitted.intercept_))
     timm.models.save_for_hf(
-        model, folder, model_config={"label_names": list(train.classes)}, safe_serialization=True
+        model, str(folder), model_config={"label_names": list(train.classes)}, safe_serialization=True
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 under a classifier of WordNet's definitions: a job on real text, and back into transformers.
+"""all-MiniLM-L6-v2, alone and under a classifier: jobs on WordNet's definitions, and back into transformers.
 
 `make test-slow` installs the package that carries the weights.
 """
@@ -22,25 +22,22 @@ from known_core.sample_text import FOLDER
 from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec, NowcastSettings
 
 LEXNAMES = {5: "animal", 6: "artifact", 8: "body", 13: "food", 18: "person", 20: "plant"}  # lexnames(5WN)
-TRAIN, TEST = 80, 30  # definitions of each class
+TRAIN, TEST = 50, 30  # definitions of each class
 CANDIDATES = ("x2", "x4", "continued")
+_PACKAGE = find_spec("all_minilm_l6_v2")
+PACKAGED = Path(str(_PACKAGE and _PACKAGE.origin)).with_name("model.zip")  # the checkpoint folder, in a zip
 Texts = list[tuple[str, str]]  # with the class
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("all_minilm_l6_v2") is None, reason="the extra `real` is not installed: make test-slow"
-    ),
+    pytest.mark.skipif(not PACKAGED.is_file(), reason="the extra `real` is not installed: make test-slow"),
     pytest.mark.skipif(not FOLDER.is_dir(), reason="WordNet is not installed: apt-get install wordnet-base"),
 ]
 
 
 def minilm(folder: Path) -> Path:
-    """The checkpoint folder, as its package has it in a zip."""
-    spec = find_spec("all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    with zipfile.ZipFile(Path(spec.origin).with_name("model.zip")) as archive:
+    """The checkpoint folder."""
+    with zipfile.ZipFile(PACKAGED) as archive:
         archive.extractall(folder)
     return folder
 
@@ -65,7 +62,7 @@ def definitions() -> tuple[Texts, Texts]:
 def encode(folder: Path, texts: Texts) -> tuple[Tensor, Tensor]:
     """The pooler's output, and sentence-transformers' embedding: the mean of the tokens, of length 1."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     batch = tokenizer([text for text, _ in texts], padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         out = model(**batch)
@@ -99,7 +96,7 @@ def classifier(backbone: Path, train: Texts, folder: Path) -> None:
 def accuracy(folder: Path, texts: Texts) -> float:
     """Of the candidate, as transformers itself runs it."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
         batch = tokenizer([text for text, _ in texts], padding=True, truncation=True, return_tensors="pt")
         predicted = model(**batch).logits.argmax(1).tolist()
@@ -114,38 +111,72 @@ def nearest(embeddings: Tensor, count: int) -> Tensor:
     return similarity.fill_diagonal_(-1).topk(count).indices
 
 
-def test_a_job_and_back_into_transformers(tmp_path: Path) -> None:
+def run(model: Path, train: Texts, test: Texts, folder: Path) -> Path:
+    """The artifacts of a short job."""
+    (folder / "data").mkdir()
+    for split, texts in (("train", train), ("test", test)):
+        lines = [json.dumps({"text": text, "label": name}) for text, name in texts]
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    spec = JobSpec(
+        model=model,
+        dataset=folder / "data",
+        forgetting=ForgettingSettings(learning_rate=2e-5, batch_size=32),
+        nowcast=NowcastSettings(recurrences=2, controls=("continued",)),
+        evaluation=EvaluationSettings(seeds=3, probe_examples=30, probe_epochs=1, probe_learning_rates=(1e-4,)),
+    )
+    artifacts = pipeline.run(spec, folder / "job", lambda event: None)
+    verify_manifest(artifacts)
+    return artifacts
+
+
+def check_weights(artifacts: Path, given: Path, prefix: str) -> None:
+    """Every candidate has the tensors that were given, and predicts those that training moves."""
+    before = load_file(given / "model.safetensors")
+    for name in ("unchanged", *CANDIDATES):
+        after = load_file(artifacts / name / "model.safetensors")
+        assert {key: (value.shape, value.dtype) for key, value in after.items()} == {
+            key: (value.shape, value.dtype) for key, value in before.items()
+        }
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert f"{prefix}embeddings.position_ids" not in changed
+        if name == "unchanged":
+            assert not changed
+        else:
+            assert f"{prefix}encoder.layer.0.attention.self.query.weight" in changed
+
+
+def check_neighbours(artifacts: Path, backbone: Path, test: Texts) -> None:
+    """What was the nearest text is still among the nearest."""
+    before = nearest(encode(backbone, test)[1], 5)
+    for name in ("unchanged", *CANDIDATES):
+        kept = (nearest(encode(artifacts / name, test)[1], 1) == before).any(1).float().mean()
+        assert kept == 1 if name == "unchanged" else kept > 0.9, name
+
+
+def test_features_keep_their_neighbours(tmp_path: Path) -> None:
+    backbone = minilm(tmp_path / "minilm")
+    train, test = definitions()
+    artifacts = run(PACKAGED, train, test, tmp_path)
+    report = read_json(artifacts / "report.json")
+    assert (report["task"], report["library"]) == ("feature-extraction", "transformers")
+    own = {name: row["accuracy"] for name, row in report["own_task"].items()}
+    assert own["unchanged"] > 0.7
+    assert min(own.values()) > own["unchanged"] - 0.05
+    check_weights(artifacts, backbone, "")
+    check_neighbours(artifacts, backbone, test)
+
+
+def test_a_classifier_and_back_into_transformers(tmp_path: Path) -> None:
     backbone = minilm(tmp_path / "minilm")
     train, test = definitions()
     classifier(backbone, train, tmp_path / "model")
-    (tmp_path / "data").mkdir()
-    for split, texts in (("train", train), ("test", test)):
-        lines = [json.dumps({"text": text, "label": name}) for text, name in texts]
-        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    spec = JobSpec(
-        model=tmp_path / "model",
-        dataset=tmp_path / "data",
-        forgetting=ForgettingSettings(learning_rate=2e-5, batch_size=32),
-        nowcast=NowcastSettings(recurrences=2, controls=("continued",)),
-        evaluation=EvaluationSettings(seeds=3, probe_examples=30, probe_epochs=2, probe_learning_rates=(1e-4,)),
-    )
-    artifacts = pipeline.run(spec, tmp_path / "job", lambda event: None)
-    verify_manifest(artifacts)
+    artifacts = run(tmp_path / "model", train, test, tmp_path)
     report = read_json(artifacts / "report.json")
     assert (report["task"], report["library"]) == ("text-classification", "transformers")
     own = {name: row["accuracy"] for name, row in report["own_task"].items()}
     assert own["unchanged"] > 0.7
-    before = nearest(encode(backbone, test)[1], 5)
-    given = load_file(tmp_path / "model" / "model.safetensors")
     for name in ("unchanged", *CANDIDATES):
         assert accuracy(artifacts / name, test) == pytest.approx(own[name], abs=0.006)  # one of 180
         assert own[name] > own["unchanged"] - 0.05
-        kept = (nearest(encode(artifacts / name, test)[1], 1) == before).any(1).float().mean()
-        assert kept > 0.9  # the nearest was among the five nearest
-        state = load_file(artifacts / name / "model.safetensors")
-        assert {key: (value.shape, value.dtype) for key, value in state.items()} == {
-            key: (value.shape, value.dtype) for key, value in given.items()
-        }
-        changed = {key for key in given if not torch.equal(given[key], state[key])}
-        assert (not changed) if name == "unchanged" else "bert.encoder.layer.0.attention.self.query.weight" in changed
-        assert "bert.embeddings.position_ids" not in changed
+    check_weights(artifacts, tmp_path / "model", "bert.")
+    check_neighbours(artifacts, backbone, test)
