@@ -1,8 +1,22 @@
 """Candidates compared with the weights that were given, and the choice of what to deliver."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
 from known_core.statistics import Interval, paired_interval
 
 UNCHANGED = "unchanged"  # the candidate that is Θ_0 itself
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Downstream accuracy of one candidate: one figure a seed, with the learning rate chosen on validation."""
+
+    learning_rate: float
+    validation: dict[str, float]
+    accuracy: list[float]
 
 
 def compare(candidates: dict[str, list[float]]) -> dict[str, Interval]:
@@ -39,3 +53,17 @@ def conclusion(gains: dict[str, Interval], selected: str, wish: str, metric: str
 
 def _points(gain: Interval) -> str:
     return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+
+
+def comparison(candidates: dict[str, ProbeResult], gains: dict[str, Interval]) -> dict[str, Any]:
+    """Every probe figure, as the report holds it."""
+    return {
+        name: {
+            "accuracy": result.accuracy,
+            "mean": float(np.mean(result.accuracy)),
+            "learning_rate": result.learning_rate,
+            "validation": result.validation,
+            "gain": gains[name].as_dict() if name in gains else None,
+        }
+        for name, result in candidates.items()
+    }

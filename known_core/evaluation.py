@@ -1,8 +1,6 @@
 """Before and after: the transfer probe, paired comparison, and the choice of what to deliver."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +8,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from known_core.checkpoint import Checkpoint
+from known_core.comparison import ProbeResult
 from known_core.spec import EvaluationSettings
-from known_core.statistics import Interval
 from known_core.tasks.base import Labelled
 from known_core.tasks.opened import OpenTask
 from known_core.training import fine_tune
@@ -19,15 +17,6 @@ from known_core.training import fine_tune
 _SELECTION_SEED = 1_000_000  # never one of the seeds that report
 _MAX_VALIDATION = 1000
 _PROBE_BATCH = 32
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """Downstream accuracy of one candidate: one figure a seed, with the learning rate chosen on validation."""
-
-    learning_rate: float
-    validation: dict[str, float]
-    accuracy: list[float]
 
 
 def probe_runs(settings: EvaluationSettings) -> int:
@@ -87,17 +76,3 @@ def _draw(labels: NDArray[np.int64], count: int, seed: int) -> tuple[NDArray[np.
     rank = np.concatenate([np.arange(len(queue)) for queue in queues])
     order = np.concatenate(queues)[np.argsort(rank, kind="stable")]
     return order[:count], generator.permutation(order[count:])
-
-
-def comparison(candidates: dict[str, ProbeResult], gains: dict[str, Interval]) -> dict[str, Any]:
-    """Every probe figure, as the report holds it."""
-    return {
-        name: {
-            "accuracy": result.accuracy,
-            "mean": float(np.mean(result.accuracy)),
-            "learning_rate": result.learning_rate,
-            "validation": result.validation,
-            "gain": gains[name].as_dict() if name in gains else None,
-        }
-        for name, result in candidates.items()
-    }

@@ -22,7 +22,7 @@ from known_core import evaluation
 from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.calibration import has_batch_norm, recalibrate
 from known_core.checkpoint import Checkpoint, TensorWriter
-from known_core.comparison import UNCHANGED
+from known_core.comparison import UNCHANGED, ProbeResult
 from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
@@ -388,7 +388,7 @@ class _Run:
     ) -> None:
         self._reporter.phase("packaging")
         begun = time.monotonic()
-        probes = {name: evaluation.ProbeResult(**read_json(folder / "probe.json")) for name, folder in results.items()}
+        probes = {name: ProbeResult(**read_json(folder / "probe.json")) for name, folder in results.items()}
         scores = {name: _read_scores(folder) for name, folder in results.items()}
         trained_on = self._subsets[1:] if self._known.design == "chain" else self._subsets[:-1]
         report = build_report(

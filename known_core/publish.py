@@ -5,11 +5,13 @@ sha256: whoever publishes again, after an error or a kill, sends only what is mi
 """
 
 import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -22,6 +24,7 @@ from known_core.files import read_json
 from known_core.hub import HubRef
 from known_core.hub.errors import head_moved, patiently
 from known_core.hub.ref import repo_id_invalid
+from known_core.report import render_markdown
 from known_core.spec import HubTarget
 
 _ALONE_BYTES = 1 << 20  # files from this size on are sent one by one, so that progress can be told
@@ -150,7 +153,7 @@ def _additions(artifacts: Path, candidate: str, repo_id: str) -> list[CommitOper
     folder, base_card = artifacts / candidate, None
     if not folder.is_dir():
         raise KnownError("candidate_unknown", f"the result has no {candidate!r}", "Name a folder of its artifacts.")
-    report, manifest = read_json(artifacts / "report.json"), read_json(artifacts / "manifest.json")
+    report, manifest = _without_sample(read_json(artifacts / "report.json")), read_json(artifacts / "manifest.json")
     content: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
@@ -161,10 +164,17 @@ def _additions(artifacts: Path, candidate: str, repo_id: str) -> list[CommitOper
         content["known/base-model-card.md"] = folder / "README.md"
     card = render_card(report, manifest, candidate=candidate, target_repo=repo_id, base_card=base_card)
     content["README.md"] = card.encode()
-    content |= {f"known/{name}": artifacts / name for name in ("report.json", "report.md", "manifest.json")}
+    content["known/manifest.json"] = artifacts / "manifest.json"
+    content["known/report.json"] = (json.dumps(report, indent=2) + "\n").encode()
+    content["known/report.md"] = render_markdown(report).encode()
     if "forgetting_accuracy" in report:
         content[PICTURE] = _picture(report)
     return [CommitOperationAdd(path, data) for path, data in content.items()]
+
+
+def _without_sample(report: dict[str, Any]) -> dict[str, Any]:
+    """The report without excerpts of the training data: who may read the weights may not always read these."""
+    return {**report, "inputs": {name: value for name, value in report["inputs"].items() if name != "sample"}}
 
 
 def _picture(report: dict[str, object]) -> bytes:

@@ -1,15 +1,16 @@
 """The before/after report, as data and as words. It holds no times and no paths: the same run gives the same bytes."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from known_core.comparison import UNCHANGED, compare, conclusion, select
-from known_core.evaluation import ProbeResult, comparison
+from known_core.comparison import UNCHANGED, ProbeResult, compare, comparison, conclusion, select
 from known_core.spec import JobSpec
 from known_core.statistics import paired_interval
-from known_core.tasks.base import Scores
+
+if TYPE_CHECKING:
+    from known_core.tasks.base import Scores  # which loads transformers
 
 _SETTINGS = {"task", "data", "downstream_data", "forgetting", "nowcast", "evaluation", "output"}
 
@@ -22,7 +23,7 @@ def build_report(
     weights_predicted: dict[str, int],
     forgetting_accuracy: list[float],
     forgetting_examples: list[int],
-    scores: dict[str, Scores],
+    scores: "dict[str, Scores]",
     probes: dict[str, ProbeResult],
 ) -> dict[str, Any]:
     """Everything the job found.

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-from known_core.comparison import UNCHANGED
-from known_core.evaluation import ProbeResult
+from known_core.comparison import UNCHANGED, ProbeResult
 from known_core.files import read_json, write_json
 from known_core.manifest import write_manifest
 from known_core.report import build_report, render_markdown
@@ -44,6 +43,7 @@ def sample_report(gains: dict[str, float] = GAINS, **changes: Any) -> dict[str, 
             "dataset": {"format": "parquet", "train": {"cat": 500, "dog": 500}, "test": {"cat": 500, "dog": 500}},
             "evaluation_source": "test split",
             "downstream_source": "given",
+            "sample": [{"image": "8 x 8 L", "label": "cat"}],
         },
         hypermodel=HYPERMODEL,
         weights_predicted={"conv": 1200, "fc": 80, "carried": 40},

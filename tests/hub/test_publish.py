@@ -1,5 +1,6 @@
 """Publishing, with the real client against the local Hub: one commit with everything, or none."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from known_core import publish as publishing
 from known_core.errors import KnownError
 from known_core.files import read_json, sha256_file
 from known_core.publish import Publication
+from known_core.report import render_markdown
 from known_core.spec import HubTarget
 from tests.artifacts import BASE_CARD, change_weights, write_artifacts
 from tests.hub.server import Fault, File, LocalHub, Repo
@@ -69,8 +71,11 @@ def test_a_result_is_published_whole_in_one_commit(hub: LocalHub, publish: Publi
     assert published.keys() == own | {f"known/{name}" for name in KNOWN_FILES}
     for name in own - {"README.md"}:
         assert published[name].data == (artifacts / "x4" / name).read_bytes(), name
-    for name in ("report.json", "report.md", "manifest.json"):
-        assert published[f"known/{name}"].data == (artifacts / name).read_bytes()
+    assert published["known/manifest.json"].data == (artifacts / "manifest.json").read_bytes()
+    report = read_json(artifacts / "report.json")
+    assert report["inputs"].pop("sample")  # excerpts of the training data stay at home
+    assert json.loads(published["known/report.json"].data) == report
+    assert published["known/report.md"].data.decode() == render_markdown(report)
     assert published["known/base-model-card.md"].data.decode() == BASE_CARD
     assert ModelCard(published["README.md"].data.decode()).data.get("license") == "apache-2.0"
     assert published["model.safetensors"].lfs

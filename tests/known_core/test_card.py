@@ -136,7 +136,8 @@ def test_a_trajectory_without_data_claims_nothing() -> None:
     ],
 )
 def test_how_to_load_it(library: str | None, task: str, words: str) -> None:
-    made = card(sample_report(library=library, task=task))
+    sources = {**SOURCES, "base": SOURCES["model"]} if library == "peft" else SOURCES
+    made = card(sample_report(library=library, task=task, sources=sources))
     assert words in made.text
     for code in re.findall(r"```python\n(.*?)```", made.text, flags=re.DOTALL):
         compile(code, "card", "exec")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from known_core.checkpoint import Checkpoint
-from known_core.comparison import UNCHANGED, compare, conclusion, select
-from known_core.evaluation import ProbeResult, _draw, comparison, probe_runs, transfer_probe
+from known_core.comparison import UNCHANGED, ProbeResult, compare, comparison, conclusion, select
+from known_core.evaluation import _draw, probe_runs, transfer_probe
 from known_core.inputs import lay_out
 from known_core.spec import EvaluationSettings, JobSpec
 from known_core.statistics import Interval
