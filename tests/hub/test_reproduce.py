@@ -59,6 +59,7 @@ def manifest(hub: LocalHub, inputs: Inputs, tmp_path: Path) -> Path:
     return pipeline.run(spec, tmp_path / "job", lambda event: None) / "manifest.json"
 
 
+@pytest.mark.slow
 def test_what_came_from_the_hub_is_fetched_at_its_commit(
     hub: LocalHub, manifest: Path, inputs: Inputs, tmp_path: Path
 ) -> None:

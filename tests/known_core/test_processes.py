@@ -16,7 +16,7 @@ if sys.argv[1] == "keep":
     keep_memory()
 before = _memory("VmRSS")
 for round in range(3):
-    tensors = [torch.ones(1 << 19) for _ in range(30)]  # 63 MB
+    tensors = [torch.ones(6 << 20) for _ in range(4)]  # 100 MB
     del tensors
 print(_memory("VmRSS") - before)
 """

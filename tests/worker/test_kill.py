@@ -55,7 +55,12 @@ def test_the_same_request_gives_the_same_bytes(
     assert _content(client, job_id) == _content(client, finished_job)
 
 
-def test_kill_9_of_the_trainer_in_every_phase(client: Client, finished_job: str, start_job: Callable[..., str]) -> None:
+@pytest.mark.parametrize("phases", [
+    ["forgetting 2 of 4", "nowcasting", "evaluating_after"], pytest.param(PHASES, marks=pytest.mark.slow)
+], ids=["some", "every"])  # fmt: skip
+def test_kill_9_of_the_trainer_in_phases(
+    client: Client, finished_job: str, start_job: Callable[..., str], phases: list[str]
+) -> None:
     job_id = start_job()
     hits = 0
 
@@ -65,10 +70,11 @@ def test_kill_9_of_the_trainer_in_every_phase(client: Client, finished_job: str,
             process.kill()
             hits += 1
 
-    assert _kill_in(client, job_id, PHASES, kill) == PHASES
+    assert _kill_in(client, job_id, phases, kill) == phases
     job = client.job(job_id)
     assert job["status"] == "succeeded", client.logs(job_id)
-    assert hits >= 7  # nowcasting, calibrating and packaging of this small job may be over before the kill
+    quick = {"nowcasting", "calibrating", "packaging"}  # of this small job may be over before the kill
+    assert hits >= len(set(phases) - quick)
     assert job["attempts"] >= hits  # and the last one may come when the result has been sent
     assert _content(client, job_id) == _content(client, finished_job)
     assert trainers(job_id) == []

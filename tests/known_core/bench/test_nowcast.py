@@ -17,6 +17,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench")
 
 
+@pytest.mark.slow
 def test_a_row_says_what_a_run_took(work: Path) -> None:
     done = CliRunner().invoke(
         app,

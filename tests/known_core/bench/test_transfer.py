@@ -17,6 +17,8 @@ from known_core.errors import KnownError
 from known_core.files import read_json
 from tests.known_core.conftest import Run as RunCommand
 
+pytestmark = pytest.mark.slow
+
 MINIATURE = Protocol(
     "miniature", "digits", (0, 1, 2), (5, 6, 7), "cnn-batch", 60, size=8, width=2, epochs=1, batch_size=32,
     epochs_per_stage=1, shots=12, finetuning_epochs=1, finetuning_learning_rates=(1e-3, 1e-2), probe_examples=30,

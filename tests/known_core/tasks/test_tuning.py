@@ -64,6 +64,9 @@ class Memory:
         self.plain, self.checkpointed = plain, checkpointed
         self.trials: list[tuple[int, bool]] = []
 
+    def __repr__(self) -> str:
+        return f"{self.plain}, {self.checkpointed}"
+
     def __call__(self, task: Any, start: Any, micro: int, checkpointing: bool, *others: Any) -> bool:
         self.trials.append((micro, checkpointing))
         return micro <= (self.checkpointed if checkpointing else self.plain)
