@@ -138,18 +138,19 @@ def _plan(
     if size <= max_dataset_bytes and settings.max_examples is None:
         return whole([*names, *(file for file in ("README.md",) if file in source.names())], {})
     if files.format == "imagefolder":
-        return whole(*sample_names(source, roles, settings, max_bytes=max_dataset_bytes, seed=seed))
+        names, facts = sample_names(source, roles, settings, max_bytes=max_dataset_bytes, seed=seed)
+        return whole(names, {**facts, "max_bytes": max_dataset_bytes})
 
     def sample(target: Path, on_bytes: OnBytes) -> dict[str, Any]:
-        facts: dict[str, Any] = sample_tables(
+        facts = sample_tables(
             source, roles, settings, target, max_bytes=max_dataset_bytes, seed=seed, on_bytes=on_bytes
         )
-        return facts
+        return {**facts, "max_bytes": max_dataset_bytes}
 
     return _Plan(min(size, max_dataset_bytes), sample)
 
 
 def _sampled(spec: JobSpec, name: str, facts: dict[str, Any]) -> JobSpec:
-    """With what of a data set was kept, for the report."""
+    """With what of a data set was kept, for the report and to sample it again."""
     origin = {**spec.origins.get(name, {}), "sample": facts}
     return spec.model_copy(update={"origins": {**spec.origins, name: origin}})

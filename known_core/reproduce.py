@@ -45,9 +45,15 @@ class _OnHub(BaseModel):
     revision: str
 
 
+class _Sample(BaseModel):
+    """What was kept of a data set that was too large."""
+
+    max_bytes: int = Field(ge=1)
+
+
 class _Origin(BaseModel):
     hub: _OnHub | None = None
-    sample: Any = None  # what was kept of a data set that was too large
+    sample: _Sample | None = None
 
 
 _ORIGINS = TypeAdapter(dict[str, _Origin])
@@ -223,17 +229,19 @@ def _collect(job: JobManifest, folder: Path, given: Mapping[str, Path], hub: Hub
     spec = _with_inputs(job.spec, {**given, **fetched})
     if not all(path.is_dir() for path in fetched.values()):
         reporter.phase("fetching")
-        fetch_inputs(spec, hub, refs, folder, max_dataset_bytes=sys.maxsize, on_bytes=reporter.step)
+        origins = _ORIGINS.validate_python(job.spec.origins).values()
+        limit = min((origin.sample.max_bytes for origin in origins if origin.sample), default=sys.maxsize)
+        fetch_inputs(spec, hub, refs, folder, max_dataset_bytes=limit, on_bytes=reporter.step)
     _check(fetched, job.inputs_sha256)
     return spec
 
 
 def _refs(job: JobManifest) -> dict[str, HubRef]:
-    """Where on the Hub inputs came from, of those that came from there whole and at a commit."""
+    """Where on the Hub inputs came from, of those that came from there at a commit."""
     refs = {
         name: HubRef(hub.repo_id, hub.revision, "dataset" if name in _DATA else "model")
         for name, origin in _ORIGINS.validate_python(job.spec.origins).items()
-        if name in job.inputs_sha256 and (hub := origin.hub) is not None and origin.sample is None
+        if name in job.inputs_sha256 and (hub := origin.hub) is not None
     }
     return {name: ref for name, ref in refs.items() if ref.resolved}
 
