@@ -34,8 +34,9 @@ constexpr int HIDDEN = 64, SQUEEZED = 8, FEATURES = 32;  // of KNOWN
 constexpr int UNITS = 16;  // hidden ones of the scale-free design
 constexpr float EXPONENT_LIMIT = 60.0f, HISTORY_LIMIT = 1e6f;  // as in hypermodel.py
 
-inline vec lower(vec a, float b) { return a < b ? a : vec{} + b; }
-inline vec higher(vec a, float b) { return a > b ? a : vec{} + b; }
+// NaN stays NaN, as in PyTorch's clamp: what overflowed inside is to be noticed outside.
+inline vec lower(vec a, float b) { return a > b ? vec{} + b : a; }
+inline vec higher(vec a, float b) { return a < b ? vec{} + b : a; }
 
 // exp for x up to EXPONENT_LIMIT, to 2 units in the last place. Range reduction and polynomial as in Cephes' expf.
 inline vec exponential(vec x) {

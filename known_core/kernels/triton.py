@@ -98,6 +98,17 @@ def _wide(matrix: Tensor, outputs: int) -> Tensor:
 
 
 @triton.jit
+def _lower(values, bound):
+    """NaN stays NaN, as in PyTorch's clamp: what overflowed inside is to be noticed outside."""
+    return tl.minimum(values, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _higher(values, bound):
+    return tl.maximum(values, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _matrix(pointer, rows: tl.constexpr, columns: tl.constexpr):
     return tl.load(pointer + tl.arange(0, rows)[:, None] * columns + tl.arange(0, columns)[None, :])
 
@@ -105,7 +116,7 @@ def _matrix(pointer, rows: tl.constexpr, columns: tl.constexpr):
 @triton.jit
 def _stream(values, pointer):
     """(BLOCK, 16) inputs, the last one 1, to the stream's share of the head's sum, (BLOCK,)."""
-    z = tl.maximum(tl.dot(values, _matrix(pointer, 16, 16), input_precision="tf32x3"), 0.0)
+    z = _higher(tl.dot(values, _matrix(pointer, 16, 16), input_precision="tf32x3"), 0.0)
     pointer += 256
     h = tl.dot(values, _matrix(pointer, 16, 64), input_precision="tf32x3")
     pointer += 1024
@@ -113,7 +124,7 @@ def _stream(values, pointer):
     pointer += 1024
     multiplier = tl.dot(z, _matrix(pointer, 16, 64), input_precision="tf32x3")
     pointer += 1024
-    gated = multiplier * tl.exp(tl.minimum(exponent * h, 60.0))
+    gated = multiplier * tl.exp(_lower(exponent * h, 60.0))
     features = tl.dot(gated, _matrix(pointer, 64, 32), input_precision="tf32x3")
     pointer += 2048
     features = tl.dot(z, _matrix(pointer, 16, 32), features, input_precision="tf32x3")
@@ -131,9 +142,9 @@ def _chain_step(parameters, states, prediction, count, stride, BLOCK: tl.constex
     column = tl.arange(0, 16)
     at = states + weight[:, None] + (4 - column)[None, :].to(tl.int64) * stride  # the most forgotten first
     values = tl.load(at, mask=inside[:, None] & (column < 5)[None, :], other=0.0)
-    values = tl.minimum(tl.maximum(values, -1e6), 1e6)
+    values = _lower(_higher(values, -1e6), 1e6)
     later = tl.load(at - stride, mask=inside[:, None] & (column < 4)[None, :], other=0.0)
-    later = tl.minimum(tl.maximum(later, -1e6), 1e6)
+    later = _lower(_higher(later, -1e6), 1e6)
     one = (column == 15)[None, :]
     differences = tl.where((column < 4)[None, :], later - values, 0.0)
     head = _stream(tl.where(one, 1.0, values), parameters) + _stream(
@@ -148,7 +159,7 @@ def _chain_step(parameters, states, prediction, count, stride, BLOCK: tl.constex
     near = near * square + 1.33314422036e-1
     near = near * square - 3.33332819422e-1
     near = near * square * head + head
-    far = 1.0 - 2.0 / (tl.exp(tl.minimum(2.0 * size, 60.0)) + 1.0)
+    far = 1.0 - 2.0 / (tl.exp(_lower(2.0 * size, 60.0)) + 1.0)
     residual = tl.where(size < 0.625, near, tl.where(head < 0, -far, far))
     newest = tl.load(states + weight, mask=inside, other=0.0)
     tl.store(prediction + weight, newest + residual, mask=inside)
@@ -156,7 +167,7 @@ def _chain_step(parameters, states, prediction, count, stride, BLOCK: tl.constex
 
 @triton.jit
 def _bounded(value, sign):
-    return tl.minimum(tl.maximum(value * sign, -4.0), 4.0)
+    return _lower(_higher(value * sign, -4.0), 4.0)
 
 
 @triton.jit
@@ -187,7 +198,7 @@ def _fan(parameters, states, predictions, count, STEPS: tl.constexpr, BLOCK: tl.
             w = matrix + 5 * row
             x = tl.load(of_step + row) + tl.load(w) * s0 + tl.load(w + 1) * s1 + tl.load(w + 2) * s2
             x += tl.load(w + 3) * s3 + tl.load(w + 4) * s4
-            hidden = x / (1.0 + tl.exp(tl.minimum(-x, 60.0)))
+            hidden = x / (1.0 + tl.exp(_lower(-x, 60.0)))
             at = rows + 1 + row
             c0 += tl.load(at) * hidden
             c1 += tl.load(at + 17) * hidden

@@ -160,6 +160,25 @@ def test_changed_parameters_are_packed_again() -> None:
     check(after, reference(known, "fc", window, 1), window)
 
 
+def test_parameters_changed_behind_the_back_of_autograd_are_packed_again() -> None:
+    with torch.inference_mode():
+        known = seeded_known()
+        window = states(100)
+        before = predictions(known, Cpu(), "fc", window, 1)
+    known.networks["fc"].get_submodule("head").get_parameter("bias").data.add_(0.1)
+    assert ((predictions(known, Cpu(), "fc", window, 1) - before) > 0.05).all()
+
+
+@pytest.mark.parametrize("name", ["eager", "cpu"])
+def test_what_overflows_inside_is_seen_outside(name: str) -> None:
+    """Parameters so large that a network's sums become infinite, and their difference NaN."""
+    known, window = seeded_known(), states(100)
+    with torch.no_grad():
+        for parameter in known.networks["fc"].parameters():
+            parameter.mul_(1e20)
+    assert predictions(known, choose_engine("cpu", name), "fc", window, 1).isnan().any()
+
+
 def test_both_x86_levels_agree() -> None:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("this processor has no AVX-512")
