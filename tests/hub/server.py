@@ -5,6 +5,7 @@ served: downloads need none, for uploads set HF_HUB_DISABLE_XET=1. ``faults`` ma
 what was asked, ``body_bytes`` counts what was sent of files.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -96,7 +97,10 @@ class Repo:
 
 @dataclass
 class Fault:
-    """``times`` requests that match are answered with a status, or the connection is cut in the middle of the body."""
+    """``times`` requests that match are answered with a status, or the connection is cut in the middle of the body.
+
+    With ``delay_s`` they are answered as they should be, but late.
+    """
 
     method: str
     path: str  # regular expression, searched in the raw path
@@ -104,6 +108,7 @@ class Fault:
     times: int = 1
     cut_after: int | None = None  # bytes of the body
     message: str = "injected"
+    delay_s: float = 0.0
 
 
 class Problem(Exception):
@@ -170,6 +175,9 @@ class LocalHub:
         path = request.scope["raw_path"].decode().partition("?")[0]
         self.requests.append(f"{request.method} {path}")
         fault = self._fault(request.method, path)
+        if fault is not None and fault.delay_s:
+            await asyncio.sleep(fault.delay_s)
+            fault = None
         if fault is not None and fault.cut_after is None:
             return JSONResponse({"error": fault.message}, fault.status)
         moved = self._moved(path)
