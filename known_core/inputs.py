@@ -160,10 +160,13 @@ def inspect_inputs(spec: JobSpec, sources: Sources) -> dict[str, Any]:
         if "dataset" not in sources:
             raise KnownError("dataset_missing", "the job has no data set", "Give dataset, or a trajectory instead.")
         files = inspect_data(sources["dataset"], roles, spec.data)
-        match_labels(files, network, spec.data.labels)
+        to_model = match_labels(files, network, spec.data.labels)
         if len(files.train_split.labels):
             _check_sizes(files, spec)
     summary["dataset"] = files.summary()
+    if files.classes and network.label_names:
+        labels = [network.label_names[index] for index in to_model]
+        summary["dataset"]["labels"] = dict(zip(files.classes, labels, strict=True))
     if "downstream" in sources:
         with pointing_at("/evaluation/downstream"):
             downstream = inspect_data(sources["downstream"], roles, spec.downstream_data)

@@ -12,6 +12,7 @@ from known_core.statistics import paired_interval
 if TYPE_CHECKING:
     from known_core.tasks.base import Scores  # which loads transformers
 
+_HARMED = 0.05  # loss of the metric that no noise of a small evaluation set explains
 _SETTINGS = {"task", "data", "downstream_data", "forgetting", "nowcast", "evaluation", "output"}
 
 
@@ -62,7 +63,10 @@ def build_report(
         },
         "forgetting_accuracy": forgetting_accuracy,
         "forgetting_examples": forgetting_examples,
-        "notes": _notes(inputs, len(gains), spec.evaluation.seeds, float(before.correct.mean())),
+        "notes": [
+            *_notes(inputs, len(gains), spec.evaluation.seeds, float(before.correct.mean())),
+            *_harm(forgetting_accuracy, forgetting_examples),
+        ],
     }
 
 
@@ -86,6 +90,17 @@ def _notes(inputs: dict[str, Any], candidates: int, seeds: int, accuracy: float)
             "are those the weights were trained with."
         )
     return notes
+
+
+def _harm(accuracy: list[float], examples: list[int]) -> list[str]:
+    """Said where training on all of D_0 made the given weights clearly worse at it."""
+    if examples[1] < examples[0] or accuracy[1] > accuracy[0] - _HARMED:
+        return []
+    return [
+        f"Training the given weights on all of their own data took them from {100 * accuracy[0]:.1f} % to "
+        f"{100 * accuracy[1]:.1f} % on it. Lower forgetting.learning_rate; if that does not help, the data or its "
+        "preprocessing are not what the weights, or their batch-normalisation statistics, come from."
+    ]
 
 
 def describe_trajectory(

@@ -25,7 +25,7 @@ class OpenTask:
     """The splits of a job, its network, and how both are scored.
 
     Args:
-        folder: what :func:`known_core.inputs.unpack` laid out.
+        folder: what :func:`known_core.inputs.lay_out` left there.
         cache: where rows are kept, memory-mapped.
     """
 
@@ -145,13 +145,16 @@ class OpenTask:
         for batch in DataLoader(self.d0.items, batch_size=batch_size, collate_fn=self.collate(training=False)):
             yield {name: value.to(device) for name, value in batch.items()}
 
+    def _halved(self) -> str:
+        return "half of the evaluation examples" + (", new head" if self.task.new_head else "")
+
     def summary(self) -> dict[str, Any]:
         """What was understood of the inputs, for the report."""
         return {
             "d0_examples": len(self.d0.labels),
             "evaluation_examples": len(self.evaluation.labels),
             "evaluation_source": "test split" if self._has_test_split else "held out of the training data",
-            "downstream_source": "given" if self._given_downstream else "half of the evaluation examples, new head",
+            "downstream_source": "given" if self._given_downstream else self._halved(),
             "probe_pool_examples": len(self.probe_pool.labels),
             "probe_test_examples": len(self.probe_test.labels),
             **({"head": self._head} if isinstance(self.task, Fits) else {}),

@@ -54,6 +54,7 @@ def test_what_is_understood(tiny_spec: JobSpec) -> None:
     stored = load_file(str(tiny_spec.model))
     assert summary["parameters"] == sum(tensor.numel() for tensor in stored.values())
     assert sum(summary["dataset"]["train"].values()) == 240
+    assert summary["dataset"]["labels"] == {name: name for name in "01234"}
     assert sum(summary["dataset"]["test"].values()) == 80
     assert list(summary["dataset"]["train"]) == ["0", "1", "2", "3", "4"]
     assert list(summary["downstream"]["train"]) == ["5", "6", "7", "8", "9"]
