@@ -24,6 +24,7 @@ _STATUS = {
     "hub_head_moved": 412,
     "hub_rate_limited": 503,
     "hub_unreachable": 503,
+    "idempotency_key_in_flight": 409,
     "job_ended": 409,
     "publish_in_progress": 409,
     "result_not_ready": 409,
@@ -98,7 +99,7 @@ def _problem(
         errors=errors or [],
         request_id=getattr(request.state, "request_id", ""),
     )
-    headers = {"Retry-After": "5"} if status == 503 else None
+    headers = {"Retry-After": "5"} if status == 503 or code == "idempotency_key_in_flight" else None
     return Response(problem.model_dump_json(), status, headers, "application/problem+json")
 
 

@@ -45,12 +45,16 @@ def enhance(
     response: Response,
     dry_run: Annotated[bool, Query(description="only say what was understood; nothing is queued")] = False,
     token: HubToken = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="the same request with the same key is one job, for two days"),
+    ] = None,
 ) -> JobView | DryRun:
     """Checks the inputs and queues the job. The answer is the job, and its address in Location."""
     if dry_run:
         response.status_code = 200
         return jobs.dry_run(request, token)
-    job = jobs.enhance(request, token)
+    job = jobs.enhance(request, token, idempotency_key)
     response.headers["Location"] = job.urls.self
     response.headers["Retry-After"] = "2"
     return job

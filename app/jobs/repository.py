@@ -13,10 +13,15 @@ from redis.retry import Retry
 
 from app.jobs.record import Job, JobEvent, JobStatus, parse_job
 from known_core.errors import KnownError
+from known_core.files import sha256_bytes
 
 _ALL = "known:jobs"
 _OPEN = "known:jobs:open"
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
+
+
+_IN_FLIGHT_S = 600  # what making a job may take; a crash frees the key after it
+_KEPT_S = 48 * 3600  # how long a key stands for its job
 
 
 class LeaseLost(Exception):
@@ -47,6 +52,10 @@ def events_key(job_id: str) -> str:
     return f"known:job:{job_id}:events"
 
 
+def _idempotency_key(key: str) -> str:
+    return f"known:idempotency:{sha256_bytes(key.encode())}"  # hashed: a stranger chose its bytes
+
+
 class JobRepository:
     """The only reader and writer of job records."""
 
@@ -73,6 +82,33 @@ class JobRepository:
         answer = self._call("create", job_id, REQUEUE_GRACE_MS, *pairs)
         if answer[0] != "ok":
             raise ValueError(f"job {job_id} exists already")
+
+    def reserve(self, key: str, fingerprint: str, job_id: str) -> tuple[str, str] | None:
+        """Say that a request with an idempotency key is being answered by making ``job_id``.
+
+        Args:
+            fingerprint: of the request's body.
+
+        Returns:
+            None where the key is new; else the fingerprint and the job's id of whoever came first.
+        """
+        mine = f"{fingerprint} {job_id}"
+        there = self._redis.set(_idempotency_key(key), mine, nx=True, get=True, ex=_IN_FLIGHT_S)
+        if there is None:
+            return None
+        first, _, first_id = str(there).partition(" ")
+        return first, first_id
+
+    def keep_reservation(self, key: str) -> None:
+        """The job is made: its key stands for it from now on."""
+        self._redis.expire(_idempotency_key(key), _KEPT_S)
+
+    def drop_reservation(self, key: str) -> None:
+        """No job was made: the key may be used again."""
+        self._redis.delete(_idempotency_key(key))
+
+    def exists(self, job_id: str) -> bool:
+        return bool(self._redis.exists(f"known:job:{job_id}"))
 
     def claim(self, job_id: str, owner: str, lease_s: float, max_attempts: int) -> int | None:
         """Take a job that nobody holds.

@@ -25,7 +25,7 @@ from app.jobs.secrets import Sealer
 from app.jobs.settings import StoreSettings
 from app.uploads.service import UploadService
 from known_core.errors import KnownError
-from known_core.files import sha256_bytes
+from known_core.files import canonical_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
 Input = ModelInput | StateInput | DatasetInput
@@ -49,13 +49,49 @@ class JobService:
         self._settings = settings
         self._sealer = Sealer(settings)
 
-    def enhance(self, request: EnhanceRequest, token: str | None) -> JobView:
+    def enhance(self, request: EnhanceRequest, token: str | None, key: str | None = None) -> JobView:
         """Check the inputs, record the job, wake a worker: in that order, so an accepted job is never lost.
 
         Args:
             token: of the Hub, where the request brings one.
+            key: makes it idempotent: the same request with the same key is the same job, for two days.
+
+        Raises:
+            KnownError: ``idempotency_key_reused``, ``idempotency_key_in_flight``, and what is wrong with the inputs.
         """
         job_id = new_job_id()
+        if key is None:
+            return self._create(job_id, request, token)
+        fingerprint = sha256_bytes(canonical_json(request.model_dump(mode="json", exclude_unset=True)))
+        first = self._repository.reserve(key, fingerprint, job_id)
+        if first is not None:
+            return self._answer_again(key, fingerprint, *first)
+        try:
+            job = self._create(job_id, request, token)
+        except BaseException:
+            if not self._repository.exists(job_id):
+                self._repository.drop_reservation(key)
+            raise
+        self._repository.keep_reservation(key)
+        return job
+
+    def _answer_again(self, key: str, fingerprint: str, first: str, job_id: str) -> JobView:
+        if fingerprint != first:
+            raise KnownError(
+                "idempotency_key_reused",
+                f"the Idempotency-Key {key[:80]!r} came with another request before",
+                "Use a new key for a new request.",
+            )
+        if not self._repository.exists(job_id):
+            raise KnownError(
+                "idempotency_key_in_flight",
+                f"the request with the Idempotency-Key {key[:80]!r} is still being answered",
+                "Send it again in a moment.",
+                retryable=True,
+            )
+        return self.get(job_id)
+
+    def _create(self, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
         spec, inspected = self._inspect(request, job_id, token)
         self._repository.create(
             job_id,
