@@ -25,6 +25,7 @@ _STATUS = {
     "hub_rate_limited": 503,
     "hub_unreachable": 503,
     "idempotency_key_in_flight": 409,
+    "job_busy": 409,
     "job_ended": 409,
     "publish_in_progress": 409,
     "result_not_ready": 409,

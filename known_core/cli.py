@@ -275,6 +275,16 @@ def jobs_republish(
     _print_job(job, as_json)
 
 
+@jobs_app.command("delete")
+def jobs_delete(job_id: str, server: Server = _DEFAULT_SERVER) -> None:
+    """Delete a job that has ended, with its log and artifacts."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        client.delete(job_id)
+    print(f"{job_id} deleted")
+
+
 @jobs_app.command("logs")
 def jobs_logs(
     job_id: str,

@@ -96,6 +96,10 @@ class Client:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with its files."""
+        self._request("DELETE", f"/v1/jobs/{job_id}")
+
     def logs(self, job_id: str, tail: int = 1000) -> str:
         return self._request("GET", f"/v1/jobs/{job_id}/logs", params={"tail": tail}).text
 

@@ -106,6 +106,13 @@ def cancel_job(job_id: JobId, jobs: Jobs) -> JobView:
     return jobs.cancel(job_id)
 
 
+@router.delete("/v1/jobs/{job_id}", status_code=204, summary="Delete a job that has ended",
+               responses=problem_responses(404, 409, 422))  # fmt: skip
+def delete_job(job_id: JobId, jobs: Jobs) -> None:
+    """Its record, events, log and artifacts. What was published to the Hub stays there."""
+    jobs.delete(job_id)
+
+
 @router.post("/v1/jobs/{job_id}/republish", status_code=202, summary="Put a finished job's result on the Hub (again)",
              responses={202: _JOB, **problem_responses(400, 404, 409, 422)})  # fmt: skip
 def republish_job(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, cast
 
@@ -56,6 +57,15 @@ def _idempotency_key(key: str) -> str:
     return f"known:idempotency:{sha256_bytes(key.encode())}"  # hashed: a stranger chose its bytes
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """What an idempotency key stands for. ``made`` is whether its job is (or was) there."""
+
+    fingerprint: str
+    job_id: str
+    made: bool
+
+
 class JobRepository:
     """The only reader and writer of job records."""
 
@@ -83,25 +93,25 @@ class JobRepository:
         if answer[0] != "ok":
             raise ValueError(f"job {job_id} exists already")
 
-    def reserve(self, key: str, fingerprint: str, job_id: str) -> tuple[str, str] | None:
+    def reserve(self, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
         """Say that a request with an idempotency key is being answered by making ``job_id``.
 
         Args:
             fingerprint: of the request's body.
 
         Returns:
-            None where the key is new; else the fingerprint and the job's id of whoever came first.
+            None where the key is new; else that of whoever came first.
         """
         mine = f"{fingerprint} {job_id}"
         there = self._redis.set(_idempotency_key(key), mine, nx=True, get=True, ex=_IN_FLIGHT_S)
         if there is None:
             return None
-        first, _, first_id = str(there).partition(" ")
-        return first, first_id
+        first, first_id, *made = str(there).split()
+        return Reservation(first, first_id, made=bool(made) or bool(self._redis.exists(f"known:job:{first_id}")))
 
-    def keep_reservation(self, key: str) -> None:
-        """The job is made: its key stands for it from now on."""
-        self._redis.expire(_idempotency_key(key), _KEPT_S)
+    def keep_reservation(self, key: str, fingerprint: str, job_id: str) -> None:
+        """The job is made: its key stands for it from now on, also when it is deleted."""
+        self._redis.set(_idempotency_key(key), f"{fingerprint} {job_id} made", ex=_KEPT_S)
 
     def drop_reservation(self, key: str) -> None:
         """No job was made: the key may be used again."""
@@ -125,6 +135,10 @@ class JobRepository:
         }
         answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error))
         return int(answer[1]) if answer[0] == "ok" else None
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job and its events. Returns: False while it runs or is being published."""
+        return bool(self._call("delete", job_id)[0] == "ok")
 
     def republish(self, job_id: str, target: Mapping[str, Any], secret: str | None) -> bool:
         """Ask for a job's result to be published (again).

@@ -1,5 +1,6 @@
 """Jobs: accept, show, cancel, publish again."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from celery import Celery
 from app.inspection import Inspector
 from app.jobs.queue import wake
 from app.jobs.record import Job, JobStatus, new_job_id
-from app.jobs.repository import JobRepository
+from app.jobs.repository import JobRepository, Reservation
 from app.jobs.schemas import (
     DatasetInput,
     DryRun,
@@ -65,31 +66,31 @@ class JobService:
         fingerprint = sha256_bytes(canonical_json(request.model_dump(mode="json", exclude_unset=True)))
         first = self._repository.reserve(key, fingerprint, job_id)
         if first is not None:
-            return self._answer_again(key, fingerprint, *first)
+            return self._answer_again(key, fingerprint, first)
         try:
             job = self._create(job_id, request, token)
         except BaseException:
             if not self._repository.exists(job_id):
                 self._repository.drop_reservation(key)
             raise
-        self._repository.keep_reservation(key)
+        self._repository.keep_reservation(key, fingerprint, job_id)
         return job
 
-    def _answer_again(self, key: str, fingerprint: str, first: str, job_id: str) -> JobView:
-        if fingerprint != first:
+    def _answer_again(self, key: str, fingerprint: str, first: Reservation) -> JobView:
+        if fingerprint != first.fingerprint:
             raise KnownError(
                 "idempotency_key_reused",
                 f"the Idempotency-Key {key[:80]!r} came with another request before",
                 "Use a new key for a new request.",
             )
-        if not self._repository.exists(job_id):
+        if not first.made:
             raise KnownError(
                 "idempotency_key_in_flight",
                 f"the request with the Idempotency-Key {key[:80]!r} is still being answered",
                 "Send it again in a moment.",
                 retryable=True,
             )
-        return self.get(job_id)
+        return self.get(first.job_id)
 
     def _create(self, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
         spec, inspected = self._inspect(request, job_id, token)
@@ -171,6 +172,24 @@ class JobService:
             status = self._repository.status(job_id)
             raise KnownError("job_ended", f"the job has ended: it is {status.value}", "Start a new one.")
         return self.get(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job's files, then its record: a delete that is cut short can be sent again.
+
+        Raises:
+            KnownError: ``job_busy``.
+        """
+        job = self._repository.get(job_id)
+        busy = KnownError(
+            "job_busy", f"the job is {job.status.value}, or is being published", "Cancel it first, or wait for its end."
+        )
+        if not job.status.terminal or job.republish is not None:
+            raise busy
+        folder = self._settings.job_folder(job_id)
+        if folder.exists():
+            shutil.rmtree(folder)
+        if not self._repository.delete(job_id):
+            raise busy
 
     def republish(self, job_id: str, request: RepublishRequest, token: str | None) -> JobView:
         """Raises: KnownError ``result_not_ready``, ``publish_target_missing``, ``publish_in_progress``."""

@@ -107,6 +107,14 @@ if operation == 'cancel' then
   return { 'ok', status }
 end
 
+if operation == 'delete' then
+  if not TERMINAL[status] or republish then return { 'busy' } end
+  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('ZREM', KEYS[3], id)
+  redis.call('ZREM', KEYS[4], id)
+  return { 'ok', status }
+end
+
 if operation == 'republish' then -- grace_ms, target JSON, sealed token or ""
   if status ~= 'succeeded' then return { 'unfinished' } end
   if republish then return { 'held' } end

@@ -9,7 +9,7 @@ import pytest
 
 from known_core.client import Client
 from known_core.stack import Stack
-from tests.conftest import Inputs
+from tests.conftest import Inputs, ended
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_another_request_with_the_same_key(post: Callable[..., httpx.Response], 
     changed = post("other", metadata={"a": "b"})
     assert (changed.status_code, changed.json()["code"]) == (422, "idempotency_key_reused")
     client.cancel(first.json()["id"])
+
+
+def test_a_key_of_a_job_that_was_deleted(post: Callable[..., httpx.Response], client: Client) -> None:
+    job_id = post("gone").json()["id"]
+    client.cancel(job_id)
+    ended(client, job_id)
+    client.delete(job_id)
+    again = post("gone")
+    assert (again.status_code, again.json()["code"]) == (404, "job_not_found")
 
 
 def test_a_request_that_failed_frees_its_key(post: Callable[..., httpx.Response], client: Client) -> None:

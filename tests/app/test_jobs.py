@@ -107,3 +107,18 @@ def test_results_before_the_end_are_409(stack: Stack, client: Client, start_job:
 def test_logs_are_what_the_process_printed(client: Client, finished_job: str) -> None:
     assert client.logs(finished_job).startswith("attempt 1\n")
     assert client.logs(finished_job, tail=1).count("\n") <= 1
+
+
+def test_a_deleted_job_leaves_nothing(stack: Stack, client: Client, start_job: Callable[..., str]) -> None:
+    job_id = start_job()
+    with pytest.raises(KnownError, match="job_busy"):
+        client.delete(job_id)
+    client.cancel(job_id)
+    ended(client, job_id)
+    folder = stack.logs.parent / "jobs" / job_id
+    client.delete(job_id)
+    assert not folder.exists()
+    for ask in (client.job, client.logs, client.report, client.delete):
+        with pytest.raises(KnownError, match="job_not_found"):
+            ask(job_id)
+    assert job_id not in [job["id"] for job in client.jobs(100)["data"]]
