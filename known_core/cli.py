@@ -100,9 +100,10 @@ def enhance(
     dataset_config: Annotated[str | None, typer.Option(help="of a data set that has several")] = None,
     split: Annotated[str | None, typer.Option(help="of the data set, to train on; default: train")] = None,
     column: Annotated[list[str] | None, typer.Option(help="ROLE=COLUMN, such as text=review; repeat")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="CLASS=LABEL, such as neg=NEGATIVE; repeat")] = None,
     downstream: Annotated[str | None, typer.Option(help="data to fine-tune on in the before/after probe")] = None,
     settings: Annotated[
-        Path | None, typer.Option(help="JSON with forgetting, nowcast, evaluation, output, metadata as in the API")
+        Path | None, typer.Option(help="JSON with forgetting, nowcast, evaluation, output, dataset as in the API")
     ] = None,
     epochs_per_stage: Annotated[int | None, typer.Option(help="passes over each stage's subset")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="of the forgetting stages")] = None,
@@ -168,9 +169,11 @@ def enhance(
                 if base is not None:
                     request["model"]["base"] = bring(base, "base model")
             if dataset is not None:
-                request["dataset"] = bring(dataset, "dataset") | _data_settings(dataset_config, split, column)
+                own = _data_settings(dataset_config, split, column, label)
+                request["dataset"] = request.get("dataset", {}) | bring(dataset, "dataset") | own
             if downstream is not None:
-                request.setdefault("evaluation", {})["downstream"] = bring(downstream, "downstream")
+                evaluation = request.setdefault("evaluation", {})
+                evaluation["downstream"] = evaluation.get("downstream", {}) | bring(downstream, "downstream")
         if dry_run:
             answer = client.enhance(request, token=token, dry_run=True)
             if as_json:
@@ -202,12 +205,23 @@ def _push_target(push: str | None, public: bool, create_pr: bool) -> dict[str, A
     return {**_hub_reference(push), "private": not public, "create_pr": create_pr}
 
 
-def _data_settings(config: str | None, split: str | None, columns: list[str] | None) -> dict[str, Any]:
-    pairs = dict(pair.partition("=")[::2] for pair in columns or ())
+def _data_settings(
+    config: str | None, split: str | None, columns: list[str] | None, labels: list[str] | None
+) -> dict[str, Any]:
+    given = {
+        "config": config,
+        "split": split,
+        "columns": _pairs("--column", columns, "ROLE=COLUMN, such as text=review"),
+        "labels": _pairs("--label", labels, "CLASS=LABEL, such as neg=NEGATIVE"),
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _pairs(flag: str, given: list[str] | None, form: str) -> dict[str, str]:
+    pairs = dict(pair.partition("=")[::2] for pair in given or ())
     if not all(pairs.values()):
-        raise KnownError("usage", f"--column is {columns}", "Give ROLE=COLUMN, such as text=review.")
-    given = {"config": config, "split": split, "columns": pairs or None}
-    return {name: value for name, value in given.items() if value is not None}
+        raise KnownError("usage", f"{flag} is {given}", f"Give {form}.")
+    return pairs
 
 
 @jobs_app.command("list")

@@ -89,7 +89,8 @@ def _find(schema: pa.Schema, role: Role, wish: str | None, taken: Mapping[str, s
     if column is None and role.required:
         raise unusable(
             f"the {role.name} is in none of the columns {str(schema.names[:20])[:200]}",
-            f'Name it {" or ".join(role.columns[:3])}, or say which it is: "columns": {{"{role.name}": "..."}}.',
+            f'Name it {" or ".join(role.columns[:3])}, or say which it is: "columns": {{"{role.name}": "..."}} '
+            f"(--column {role.name}=...).",
         )
     return column
 

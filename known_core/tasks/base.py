@@ -150,7 +150,7 @@ def match_labels(files: DataFiles, network: Network, renamed: dict[str, str]) ->
             "labels_mismatch",
             f"the model has no label {lost[:5]}; its labels are {names[:20]}",
             'Rename the classes to the labels in the model\'s config.json, or say which is which: "labels": '
-            '{"class": "label"}.',
+            '{"class": "label"} (--label class=label).',
         )
     return np.array(found, dtype=np.int64)
 

@@ -10,6 +10,7 @@ from known_core.files import write_json
 from known_core.stack import Stack
 from tests.conftest import QUICK, Inputs, ended
 from tests.known_core.conftest import Run
+from tests.known_core.tasks import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +97,23 @@ def test_no_server(run: Run) -> None:
     assert status == 1
     assert "no answer from http://127.0.0.1:9" in said
     assert "known serve" in said
+
+
+def test_a_csv_with_names_of_its_own(run: Run, tmp_path: Path) -> None:
+    """Columns and labels that nobody could guess are named with flags; the dry run says what is understood."""
+    tiny.save_bert(tmp_path / "bert", "BertForSequenceClassification", **tiny.labels(tiny.CLASSES))
+    rows = "\n".join(f"{index},{text},{name.upper()}" for index, (text, name) in enumerate(tiny.sentences()))
+    (tmp_path / "reviews.csv").write_text(f"id,review,mood\n{rows}\n")
+    line = ("enhance", "--model", tmp_path / "bert", "--dataset", tmp_path / "reviews.csv", "--dry-run", "--json")
+    status, _, said = run(*line)
+    assert (status, "(dataset_unusable)" in said) == (1, True)
+    columns = ("--column", "text=review", "--column", "label=mood")
+    status, _, said = run(*line, *columns)
+    assert (status, "(labels_mismatch)" in said) == (1, True)
+    status, out, said = run(*line, *columns, "--label", "GLAD=glad", "--label", "SORRY=sorry")
+    assert status == 0, said
+    resolved = json.loads(out)["resolved"]
+    assert (resolved["task"], resolved["dataset"]["format"]) == ("text-classification", "csv")
+    assert resolved["dataset"]["labels"] == {"GLAD": "glad", "SORRY": "sorry"}
+    status, _, said = run(*line, "--column", "review")
+    assert (status, "(usage)" in said) == (1, True)
