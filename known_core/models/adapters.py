@@ -9,7 +9,15 @@ from torch import nn
 
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
-from known_core.models.base import Library, Shapes, bounded_construction, library_on, raise_mismatch, save_state
+from known_core.models.base import (
+    Library,
+    Shapes,
+    bounded_construction,
+    differences,
+    library_on,
+    raise_mismatch,
+    save_state,
+)
 from known_core.models.config import ADAPTER_CONFIG, check_sizes
 from known_core.models.transformers_models import TransformersNetwork, fresh_tensors
 
@@ -82,14 +90,7 @@ class AdapterNetwork:
         with library_on("peft", ADAPTER_CONFIG, "config_invalid"), torch.device("meta"), bounded_construction():
             model = self._adapted(self._base.model_class(self._base.parsed))
             expected = {name: tuple(tensor.shape) for name, tensor in _adapter_state(model).items()}
-        problems = [f"missing {name}" for name in expected.keys() - shapes.keys()]
-        problems += [f"unexpected {name}" for name in shapes.keys() - expected.keys()]
-        problems += [
-            f"{name} is {list(shapes[name])}, the adapter's config asks for {list(shape)}"
-            for name, shape in expected.items()
-            if name in shapes and shapes[name] != shape
-        ]
-        raise_mismatch(problems)
+        raise_mismatch(differences(expected, shapes))
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         return self._filled(self._base.load(self._base_checkpoint()), checkpoint, set())

@@ -96,15 +96,7 @@ class StateDictNetwork:
         self._head = {name for name, shape in shapes.items() if others.get(name) != shape}
 
     def check(self, shapes: Shapes) -> None:
-        expected = self._expected
-        problems = [f"missing {name}" for name in expected.keys() - shapes.keys()]
-        problems += [f"unexpected {name}" for name in shapes.keys() - expected.keys()]
-        problems += [
-            f"{name} is {list(shapes[name])}, the config asks for {list(shape)}"
-            for name, shape in expected.items()
-            if name in shapes and shapes[name] != shape
-        ]
-        raise_mismatch(problems)
+        raise_mismatch(differences(self._expected, shapes))
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         network = self._build(self.num_labels)
@@ -157,6 +149,19 @@ def save_state(state: Mapping[str, Tensor], folder: Path, original: Checkpoint) 
     with atomic_path(folder / WEIGHTS) as temporary:
         copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         save_file(copies, temporary, metadata={"format": "pt"})
+
+
+def differences(expected: Shapes, shapes: Shapes) -> list[str]:
+    """What a checkpoint's tensors lack, have too much, or have in another shape than the config's network."""
+    return [
+        *(f"missing {name}" for name in expected.keys() - shapes.keys()),
+        *(f"unexpected {name}" for name in shapes.keys() - expected.keys()),
+        *(
+            f"{name} is {list(shapes[name])}, the config asks for {list(shape)}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != shape
+        ),
+    ]
 
 
 def raise_mismatch(problems: list[str], pointer: str = "/model") -> None:
