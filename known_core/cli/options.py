@@ -1,0 +1,46 @@
+"""What commands share: flags, the console, and how an interruption ends."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from known_core.errors import KnownError
+
+console = Console(stderr=True)
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+DATA_DIR = Path("~/.local/share/known")
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+Server = Annotated[str, typer.Option(envvar="KNOWN_SERVER", help="address of the service")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+DataDir = Annotated[Path, typer.Option(envvar="KNOWN_DATA_DIR", help="where everything is kept")]
+HubToken = Annotated[
+    str | None,
+    typer.Option(envvar="HF_TOKEN", help="of the Hub; sent with the request, kept sealed until the job has ended"),
+]
+
+
+@contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Ctrl-C inside prints the message and ends the command as shells expect it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"\n{message}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises: KnownError ``file_invalid``."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KnownError("file_invalid", f"{path} cannot be read as JSON: {error}", "Check the file.") from error
+    if not isinstance(value, dict):
+        raise KnownError("file_invalid", f"{path} holds a JSON {type(value).__name__}", "It must be an object.")
+    return value
