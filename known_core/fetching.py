@@ -8,6 +8,7 @@ from typing import Any
 from known_core.checkpoint.source import Source
 from known_core.data import inspect_data
 from known_core.data.sampling import sample_names, sample_tables
+from known_core.errors import KnownError
 from known_core.files import atomic_folder, read_json, write_json
 from known_core.hub import Hub, HubRef
 from known_core.inputs import open_sources, pointer_of, pointing_at, resolve_task
@@ -37,10 +38,18 @@ def resolve_refs(hub: Hub, wanted: Mapping[str, tuple[str, str | None]]) -> dict
             source = hub.source(refs["model"])
             if ADAPTER_CONFIG in source.names():
                 fields = read_fields(source, ADAPTER_CONFIG, "config_invalid")
-                named = fields.get("base_model_name_or_path")
-                if isinstance(named, str) and not Path(named).is_absolute():
-                    refs["base"] = hub.resolve(HubRef(named, fields.get("revision")))
+                base = _repository_of(fields.get("base_model_name_or_path"), fields.get("revision"))
+                if base is not None:
+                    refs["base"] = hub.resolve(base)
     return refs
+
+
+def _repository_of(named: Any, revision: Any) -> HubRef | None:
+    """The repository an adapter's config names; None where it names a folder of whoever trained it."""
+    try:
+        return HubRef(named, revision) if isinstance(named, str) and isinstance(revision, str | None) else None
+    except KnownError:
+        return None
 
 
 def open_all(spec: JobSpec, hub: Hub, refs: Refs) -> dict[str, Source]:

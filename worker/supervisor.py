@@ -129,7 +129,8 @@ class _Attempt:
                 sealed = self._repository.secret(self._job_id)
                 access = self._settings.hub_access(Sealer(self._settings).unseal(sealed) if sealed else None)
             except KnownError as error:
-                return self._finish(error_message(error))
+                failed = error_message(error)
+                return self._finish(failed) if job.republish is None else self._republished(job, failed)
             if job.republish is not None:
                 return self._republish(job, access, log.fileno())
             return self._finish(self._run(job, access, log.fileno()))
@@ -146,7 +147,7 @@ class _Attempt:
             fetched = self._supervise("worker.fetcher", log, {**_plain(access), "refs": job.hub})
             if fetched is None or fetched["type"] == "error":
                 return fetched
-        result, target = self._supervise("worker.trainer", log), job.spec["output"]["hub"]
+        result, target = self._supervise("worker.trainer", log), job.spec["output"].get("hub")
         if result is None or result["type"] == "error" or target is None:
             return result
         published = self._publish(access, target, result["selected"], log)
@@ -157,10 +158,12 @@ class _Attempt:
         assert job.result is not None
         candidate = job.republish["candidate"] or job.result["selected"]
         published = self._publish(access, job.republish["hub"], candidate, log)
-        if published is None:
-            return self._release()
+        return self._release() if published is None else self._republished(job, published)
+
+    def _republished(self, job: Job, outcome: dict[str, Any]) -> bool:
+        assert job.result is not None
         kept = {name: value for name, value in job.result.items() if name not in _PUBLICATION}
-        self._repository.republished(self._job_id, self._fence, kept | _publication(published))
+        self._repository.republished(self._job_id, self._fence, kept | _publication(outcome))
         return False
 
     def _publish(self, access: HubAccess, target: dict[str, Any], candidate: str, log: int) -> dict[str, Any] | None:

@@ -71,6 +71,9 @@ if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when t
   if lease_until() > now then return { 'held' } end
   if republish then
     if redis.call('HINCRBY', KEYS[1], 'republish_attempts', 1) > tonumber(ARGV[5]) then
+      local result = cjson.decode(redis.call('HGET', KEYS[1], 'result'))
+      result.publish_error = cjson.decode(ARGV[6])
+      redis.call('HSET', KEYS[1], 'result', cjson.encode(result))
       end_republish()
       return { 'exhausted' }
     end

@@ -3,6 +3,6 @@
 from known_core.hub.client import Hub, HubSource
 from known_core.hub.errors import hub_errors
 from known_core.hub.needed import needed_files
-from known_core.hub.ref import HubRef, RepoKind, check_endpoint
+from known_core.hub.ref import HubRef, RepoKind
 
-__all__ = ["Hub", "HubRef", "HubSource", "RepoKind", "check_endpoint", "hub_errors", "needed_files"]
+__all__ = ["Hub", "HubRef", "HubSource", "RepoKind", "hub_errors", "needed_files"]

@@ -123,6 +123,18 @@ def test_an_adapter_s_base_is_found(hub: LocalHub, access: Hub, tmp_path: Path) 
     assert refs["base"] == HubRef("alice/gpt", hub.repos["models", "alice/gpt"].refs["main"])
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"base_model_name_or_path": "/home/someone/base"}, {"base_model_name_or_path": "../base"},
+     {"base_model_name_or_path": ["a/b"]}, {"base_model_name_or_path": "alice/gpt", "revision": 5}, {}],
+    ids=str,
+)  # fmt: skip
+def test_an_adapter_whose_base_is_no_repository(hub: LocalHub, access: Hub, fields: dict[str, Any]) -> None:
+    """It is left to the inspection, which says that the base is missing and how to give it."""
+    hub.add("models", "alice/lora", {"adapter_config.json": json.dumps({"peft_type": "LORA", **fields}).encode()})
+    assert list(resolve_refs(access, {"model": ("alice/lora", None)})) == ["model"]
+
+
 def test_a_base_that_is_not_there_points_at_the_model(hub: LocalHub, access: Hub) -> None:
     fields = {"peft_type": "LORA", "base_model_name_or_path": "alice/gone"}
     hub.add("models", "alice/lora", {"adapter_config.json": json.dumps(fields).encode()})

@@ -73,6 +73,9 @@ class Life(RuleBasedStateMachine):
             if self.republish_attempts > MAX_ATTEMPTS:
                 assert fence is None
                 self.republishing = False
+                result = self.repository.get(self.job).result
+                assert result is not None
+                assert result["publish_error"]["code"] == "worker_died"
             else:
                 assert fence is not None
                 assert fence not in self.fences
