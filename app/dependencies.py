@@ -2,12 +2,13 @@
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 
 from app.artifacts.service import ArtifactService
 from app.events.service import EventService
-from app.jobs.repository import JobRepository
+from app.jobs.repository import JobNotFound, JobRepository
 from app.jobs.service import JobService
+from app.keys.caller import LOCAL, Caller
 from app.settings import AppSettings
 from app.uploads.service import UploadService
 
@@ -36,9 +37,26 @@ def _artifacts(request: Request) -> ArtifactService:
     return cast(ArtifactService, request.app.state.artifacts)
 
 
+def _caller() -> Caller:
+    return LOCAL
+
+
+def _own_job(
+    job_id: Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])],
+    caller: Annotated[Caller, Depends(_caller)],
+    repository: Annotated[JobRepository, Depends(_repository)],
+) -> str:
+    """The id of a job that is there and the caller's. Raises: JobNotFound, also where it is another tenant's."""
+    if repository.tenant(job_id) != caller.tenant:
+        raise JobNotFound(job_id)
+    return job_id
+
+
 Settings = Annotated[AppSettings, Depends(_settings)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Repository = Annotated[JobRepository, Depends(_repository)]
 Events = Annotated[EventService, Depends(_events)]
 Uploads = Annotated[UploadService, Depends(_uploads)]
 Artifacts = Annotated[ArtifactService, Depends(_artifacts)]
+Who = Annotated[Caller, Depends(_caller)]
+JobId = Annotated[str, Depends(_own_job)]

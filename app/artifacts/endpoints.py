@@ -7,8 +7,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
 from app.artifacts.schemas import ARTIFACT_EXAMPLE, ArtifactList, ArtifactView
-from app.dependencies import Artifacts
-from app.jobs.endpoints import JobId
+from app.dependencies import Artifacts, JobId
 from app.problems import problem_responses
 
 router = APIRouter(tags=["artifacts"])

@@ -7,10 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
-from app.dependencies import Events, Settings
+from app.dependencies import Events, JobId, Settings
 from app.events.schemas import EVENT_EXAMPLE, EventPage, EventView
 from app.events.service import EventService
-from app.jobs.endpoints import JobId
 from app.problems import problem_responses
 
 router = APIRouter(tags=["events"])
@@ -47,7 +46,6 @@ async def get_events(
     A stream that breaks goes on where it was: browsers send the last id they saw as Last-Event-ID.
     """
     if "text/event-stream" in accept:
-        await events.page(job_id, "0", 1, 0)  # an unknown job is a 404 before the stream begins
         return EventSourceResponse(_sse(events, job_id, last_event_id or after), headers={"Cache-Control": "no-store"})
     found, ended = await events.page(job_id, after, limit, min(wait, settings.max_wait_seconds))
     data = [EventView(id=event.id, type=event.data["type"], data=event.data) for event in found]

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.responses import PlainTextResponse
 
-from app.dependencies import Artifacts, Events, Jobs, Settings
+from app.dependencies import Artifacts, Events, JobId, Jobs, Settings, Who
 from app.jobs.record import JobStatus
 from app.jobs.schemas import (
     ENHANCE_EXAMPLES,
@@ -21,7 +21,6 @@ from app.jobs.service import etag
 from app.problems import problem_responses
 
 router = APIRouter(tags=["jobs"])
-JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])]
 HubToken = Annotated[
     str | None,
     Header(
@@ -42,6 +41,7 @@ _JOB = {"content": {"application/json": {"example": JOB_EXAMPLE}}}
 def enhance(
     request: Annotated[EnhanceRequest, Body(openapi_examples=ENHANCE_EXAMPLES)],
     jobs: Jobs,
+    caller: Who,
     response: Response,
     dry_run: Annotated[bool, Query(description="only say what was understood; nothing is queued")] = False,
     token: HubToken = None,
@@ -53,8 +53,8 @@ def enhance(
     """Checks the inputs and queues the job. The answer is the job, and its address in Location."""
     if dry_run:
         response.status_code = 200
-        return jobs.dry_run(request, token)
-    job = jobs.enhance(request, token, idempotency_key)
+        return jobs.dry_run(caller, request, token)
+    job = jobs.enhance(caller, request, token, idempotency_key)
     response.headers["Location"] = job.urls.self
     response.headers["Retry-After"] = "2"
     return job
@@ -66,12 +66,13 @@ def enhance(
                 "has_more": False}}}}, **problem_responses(404, 422)})  # fmt: skip
 def list_jobs(
     jobs: Jobs,
+    caller: Who,
     after: Annotated[str | None, Query(description="the last_id of the page before", max_length=80)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     status: Annotated[JobStatus | None, Query(description="only jobs in this state")] = None,
 ) -> JobList:
     """A page of jobs; go on with ``after=last_id`` while ``has_more``."""
-    return jobs.list(after, limit, status)
+    return jobs.list(caller, after, limit, status)
 
 
 @router.get("/v1/jobs/{job_id}", summary="Show a job", response_model=JobView,

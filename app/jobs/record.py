@@ -29,6 +29,7 @@ class Job:
     """One job record. Times are milliseconds since the epoch, on the Redis server's clock."""
 
     id: str
+    tenant: str
     status: JobStatus
     version: int
     attempts: int
@@ -70,6 +71,7 @@ def parse_job(fields: Mapping[str, str]) -> Job:
 
     return Job(
         id=fields["id"],
+        tenant=fields["tenant"],
         status=JobStatus(fields["status"]),
         version=int(fields["version"]),
         attempts=int(fields["attempts"]),

@@ -16,7 +16,6 @@ from app.jobs.record import Job, JobEvent, JobStatus, parse_job
 from known_core.errors import KnownError
 from known_core.files import sha256_bytes
 
-_ALL = "known:jobs"
 _OPEN = "known:jobs:open"
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
@@ -53,8 +52,12 @@ def events_key(job_id: str) -> str:
     return f"known:job:{job_id}:events"
 
 
-def _idempotency_key(key: str) -> str:
-    return f"known:idempotency:{sha256_bytes(key.encode())}"  # hashed: a stranger chose its bytes
+def _jobs_key(tenant: str) -> str:
+    return f"known:tenant:{tenant}:jobs"
+
+
+def _idempotency_key(tenant: str, key: str) -> str:
+    return f"known:tenant:{tenant}:idempotency:{sha256_bytes(key.encode())}"  # hashed: a stranger chose its bytes
 
 
 @dataclass(frozen=True)
@@ -74,26 +77,27 @@ class JobRepository:
         self._script = redis.register_script(files("app.jobs").joinpath("states.lua").read_text())
 
     def _call(self, operation: str, job_id: str, *arguments: str | int) -> list[Any]:
-        keys = [f"known:job:{job_id}", events_key(job_id), _OPEN, _ALL]
+        keys = [f"known:job:{job_id}", events_key(job_id), _OPEN]
         answer = cast(list[Any], self._script(keys=keys, args=[operation, job_id, *arguments]))
         if answer[0] == "missing":
             raise JobNotFound(job_id)
         return answer
 
-    def create(self, job_id: str, fields: Mapping[str, Any], secret: str | None = None) -> None:
+    def create(self, job_id: str, tenant: str, fields: Mapping[str, Any], secret: str | None = None) -> None:
         """Record a job.
 
         Args:
+            tenant: whose it is.
             fields: request, spec, hub, resolved, metadata; kept as JSON.
             secret: the sealed token of the request, where it brought one.
         """
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
         pairs += ["secret", secret] if secret else []
-        answer = self._call("create", job_id, REQUEUE_GRACE_MS, *pairs)
+        answer = self._call("create", job_id, REQUEUE_GRACE_MS, "tenant", tenant, *pairs)
         if answer[0] != "ok":
             raise ValueError(f"job {job_id} exists already")
 
-    def reserve(self, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
+    def reserve(self, tenant: str, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
         """Say that a request with an idempotency key is being answered by making ``job_id``.
 
         Args:
@@ -103,19 +107,19 @@ class JobRepository:
             None where the key is new; else that of whoever came first.
         """
         mine = f"{fingerprint} {job_id}"
-        there = self._redis.set(_idempotency_key(key), mine, nx=True, get=True, ex=_IN_FLIGHT_S)
+        there = self._redis.set(_idempotency_key(tenant, key), mine, nx=True, get=True, ex=_IN_FLIGHT_S)
         if there is None:
             return None
         first, first_id, *made = str(there).split()
         return Reservation(first, first_id, made=bool(made) or bool(self._redis.exists(f"known:job:{first_id}")))
 
-    def keep_reservation(self, key: str, fingerprint: str, job_id: str) -> None:
+    def keep_reservation(self, tenant: str, key: str, fingerprint: str, job_id: str) -> None:
         """The job is made: its key stands for it from now on, also when it is deleted."""
-        self._redis.set(_idempotency_key(key), f"{fingerprint} {job_id} made", ex=_KEPT_S)
+        self._redis.set(_idempotency_key(tenant, key), f"{fingerprint} {job_id} made", ex=_KEPT_S)
 
-    def drop_reservation(self, key: str) -> None:
+    def drop_reservation(self, tenant: str, key: str) -> None:
         """No job was made: the key may be used again."""
-        self._redis.delete(_idempotency_key(key))
+        self._redis.delete(_idempotency_key(tenant, key))
 
     def exists(self, job_id: str) -> bool:
         return bool(self._redis.exists(f"known:job:{job_id}"))
@@ -208,23 +212,34 @@ class JobRepository:
             raise JobNotFound(job_id)
         return parse_job(fields)
 
+    def tenant(self, job_id: str) -> str:
+        """Whose job it is. Raises: JobNotFound."""
+        tenant: str | None = self._redis.hget(f"known:job:{job_id}", "tenant")
+        if tenant is None:
+            raise JobNotFound(job_id)
+        return tenant
+
     def status(self, job_id: str) -> JobStatus:
         value = self._redis.hget(f"known:job:{job_id}", "status")
         if value is None:
             raise JobNotFound(job_id)
         return JobStatus(value)
 
-    def page(self, after: str | None, limit: int, status: JobStatus | None) -> tuple[list[Job], bool]:
-        """Newest first. Returns: at most ``limit`` jobs that come after the job ``after``, and whether more follow."""
+    def page(self, tenant: str, after: str | None, limit: int, status: JobStatus | None) -> tuple[list[Job], bool]:
+        """A tenant's jobs, newest first.
+
+        Returns:
+            At most ``limit`` jobs that come after the job ``after``, and whether more follow.
+        """
         start = 0
         if after is not None:
-            rank = self._redis.zrevrank(_ALL, after)
+            rank = self._redis.zrevrank(_jobs_key(tenant), after)
             if rank is None:
                 raise JobNotFound(after)
             start = int(rank) + 1
         found: list[Job] = []
         while True:
-            ids = self._redis.zrevrange(_ALL, start, start + 99)
+            ids = self._redis.zrevrange(_jobs_key(tenant), start, start + 99)
             pipe = self._redis.pipeline(transaction=False)
             for job_id in ids:
                 pipe.hgetall(f"known:job:{job_id}")

@@ -24,6 +24,7 @@ from app.jobs.schemas import (
 )
 from app.jobs.secrets import Sealer
 from app.jobs.settings import StoreSettings
+from app.keys.caller import Caller
 from app.uploads.service import UploadService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, sha256_bytes
@@ -50,7 +51,7 @@ class JobService:
         self._settings = settings
         self._sealer = Sealer(settings)
 
-    def enhance(self, request: EnhanceRequest, token: str | None, key: str | None = None) -> JobView:
+    def enhance(self, caller: Caller, request: EnhanceRequest, token: str | None, key: str | None = None) -> JobView:
         """Check the inputs, record the job, wake a worker: in that order, so an accepted job is never lost.
 
         Args:
@@ -62,18 +63,18 @@ class JobService:
         """
         job_id = new_job_id()
         if key is None:
-            return self._create(job_id, request, token)
+            return self._create(caller, job_id, request, token)
         fingerprint = sha256_bytes(canonical_json(request.model_dump(mode="json", exclude_unset=True)))
-        first = self._repository.reserve(key, fingerprint, job_id)
+        first = self._repository.reserve(caller.tenant, key, fingerprint, job_id)
         if first is not None:
             return self._answer_again(key, fingerprint, first)
         try:
-            job = self._create(job_id, request, token)
+            job = self._create(caller, job_id, request, token)
         except BaseException:
             if not self._repository.exists(job_id):
-                self._repository.drop_reservation(key)
+                self._repository.drop_reservation(caller.tenant, key)
             raise
-        self._repository.keep_reservation(key, fingerprint, job_id)
+        self._repository.keep_reservation(caller.tenant, key, fingerprint, job_id)
         return job
 
     def _answer_again(self, key: str, fingerprint: str, first: Reservation) -> JobView:
@@ -92,10 +93,11 @@ class JobService:
             )
         return self.get(first.job_id)
 
-    def _create(self, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
-        spec, inspected = self._inspect(request, job_id, token)
+    def _create(self, caller: Caller, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
+        spec, inspected = self._inspect(caller, request, job_id, token)
         self._repository.create(
             job_id,
+            caller.tenant,
             {
                 "request": request.model_dump(mode="json", exclude_unset=True),
                 "spec": spec.model_dump(mode="json"),
@@ -108,16 +110,18 @@ class JobService:
         wake(self._celery, job_id)
         return self.get(job_id)
 
-    def dry_run(self, request: EnhanceRequest, token: str | None) -> DryRun:
+    def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
         """What was understood of the inputs; nothing is recorded."""
-        _, inspected = self._inspect(request, new_job_id(), token)
+        _, inspected = self._inspect(caller, request, new_job_id(), token)
         return DryRun(resolved=inspected["resolved"])
 
-    def _inspect(self, request: EnhanceRequest, job_id: str, token: str | None) -> tuple[JobSpec, dict[str, Any]]:
+    def _inspect(
+        self, caller: Caller, request: EnhanceRequest, job_id: str, token: str | None
+    ) -> tuple[JobSpec, dict[str, Any]]:
         """The spec with its revisions resolved, and what the inspection found."""
         inputs = _inputs(request)
         folder = self._settings.job_folder(job_id) / "hub"
-        paths = {name: self._path(name, given, folder) for name, given in inputs.items()}
+        paths = {name: self._path(caller, name, given, folder) for name, given in inputs.items()}
         evaluation = request.evaluation
         spec = JobSpec(
             model=paths.get("model"),
@@ -134,7 +138,7 @@ class JobService:
             evaluation=EvaluationSettings(**evaluation.model_dump(exclude={"downstream"})),
             output=request.output,
             file_names={
-                name: self._uploads.get(given.upload_id).filename
+                name: self._uploads.get(caller, given.upload_id).filename
                 for name, given in inputs.items()
                 if given.upload_id is not None
             },
@@ -148,11 +152,11 @@ class JobService:
         resolved_paths = {"base": folder / "base"} if "base" in inspected["hub"] and spec.base is None else {}
         return spec.model_copy(update={"origins": inspected["resolved"]["sources"], **resolved_paths}), inspected
 
-    def _path(self, name: str, given: Input, folder: Path) -> Path:
+    def _path(self, caller: Caller, name: str, given: Input, folder: Path) -> Path:
         if given.upload_id is None:
             return folder / name
         try:
-            return self._uploads.path(given.upload_id)
+            return self._uploads.path(caller, given.upload_id)
         except KnownError as error:
             error.code = "upload_unknown"  # the request is wrong, not its address: 422, not 404
             raise error.at(f"{_pointer(name)}/upload_id") from error
@@ -160,8 +164,8 @@ class JobService:
     def get(self, job_id: str) -> JobView:
         return view(self._repository.get(job_id))
 
-    def list(self, after: str | None, limit: int, status: JobStatus | None) -> JobList:
-        jobs, more = self._repository.page(after, limit, status)
+    def list(self, caller: Caller, after: str | None, limit: int, status: JobStatus | None) -> JobList:
+        jobs, more = self._repository.page(caller.tenant, after, limit, status)
         data = [view(job) for job in jobs]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return JobList(data=data, first_id=first, last_id=last, has_more=more)

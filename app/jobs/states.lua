@@ -6,7 +6,8 @@
 -- A job that succeeded may be published again: the field republish is there from the request to the end of it, and the
 -- job is claimed and held meanwhile as one that runs is. Its status stays.
 --
--- KEYS: 1 record (hash), 2 events (stream), 3 open jobs (zset: id -> when to look at it again, ms), 4 all jobs (zset)
+-- KEYS: 1 record (hash), 2 events (stream), 3 open jobs (zset: id -> when to look at it again, ms)
+-- Each tenant's jobs are in a zset of their own, by age; its name comes from the record (one server, no cluster).
 -- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
 -- Returns {"ok", ...} or {reason}: missing, exists, terminal, held, lost (the caller's lease is gone), exhausted.
 
@@ -18,6 +19,10 @@ local MAX_EVENTS = 10000
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 local HELD = { validating = true, running = true, canceling = true }
 local republish = redis.call('HEXISTS', KEYS[1], 'republish') == 1
+
+local function jobs_of_tenant()
+  return 'known:tenant:' .. redis.call('HGET', KEYS[1], 'tenant') .. ':jobs'
+end
 
 local function add_event(json)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', MAX_EVENTS, '*', 'data', json)
@@ -55,10 +60,10 @@ local function end_republish()
   add_event('{"type":"republish","status":"ended"}')
 end
 
-if operation == 'create' then -- grace_ms, then field, value, ...
+if operation == 'create' then -- grace_ms, then field, value, ...; tenant is one of them
   if status then return { 'exists' } end
   redis.call('HSET', KEYS[1], 'id', id, 'created_at', now, 'attempts', 0, 'fence', 0, unpack(ARGV, 4))
-  redis.call('ZADD', KEYS[4], now, id)
+  redis.call('ZADD', jobs_of_tenant(), now, id)
   enter('queued')
   look_again_at(now + tonumber(ARGV[3]))
   return { 'ok' }
@@ -112,9 +117,9 @@ end
 
 if operation == 'delete' then
   if not TERMINAL[status] or republish then return { 'busy' } end
-  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('ZREM', jobs_of_tenant(), id)
   redis.call('ZREM', KEYS[3], id)
-  redis.call('ZREM', KEYS[4], id)
+  redis.call('DEL', KEYS[1], KEYS[2])
   return { 'ok', status }
 end
 

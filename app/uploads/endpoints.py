@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request
 
-from app.dependencies import Uploads
+from app.dependencies import Uploads, Who
 from app.problems import problem_responses
 from app.uploads.schemas import UPLOAD_EXAMPLE, UploadView
 from known_core.errors import KnownError
@@ -33,6 +33,7 @@ _UPLOAD = {"content": {"application/json": {"example": UPLOAD_EXAMPLE}}}
 async def create_upload(
     request: Request,
     uploads: Uploads,
+    caller: Who,
     filename: Annotated[str, Query(max_length=255, description="your name for it", examples=["model.zip"])] = "upload",
     sha256: Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$", description="checked against the bytes")] = None,
     content_type: Annotated[str, Header()] = "application/octet-stream",
@@ -45,7 +46,7 @@ async def create_upload(
             f"the body is {content_type.partition(';')[0]}",
             "Send the file itself as application/octet-stream (curl --data-binary with -H 'Content-Type: ...').",
         )
-    return await uploads.receive(request.stream(), filename, sha256, content_length)
+    return await uploads.receive(caller, request.stream(), filename, sha256, content_length)
 
 
 @router.get("/v1/uploads/{upload_id}", summary="Show an upload",
@@ -53,6 +54,7 @@ async def create_upload(
 def get_upload(
     upload_id: Annotated[str, Path(pattern=r"^upl_[0-9a-f]{24}$", examples=["upl_0123456789abcdef01234567"])],
     uploads: Uploads,
+    caller: Who,
 ) -> UploadView:
     """Its size and sha256."""
-    return uploads.get(upload_id)
+    return uploads.get(caller, upload_id)

@@ -11,24 +11,24 @@ from known_core.files import fsync_directory, read_json, write_json
 
 
 class UploadRepository:
-    """Args: root: the folder that holds the uploads."""
+    """Args: root: the folder that holds the uploads, a folder for each tenant."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def path(self, upload_id: str) -> Path:
-        """Where the bytes are. Raises: KnownError ``upload_not_found``."""
-        if not (self._root / upload_id / "upload.json").is_file():
+    def path(self, tenant: str, upload_id: str) -> Path:
+        """Where the bytes are. Raises: KnownError ``upload_not_found``, also where it is another tenant's."""
+        if not (self._root / tenant / upload_id / "upload.json").is_file():
             raise KnownError("upload_not_found", f"there is no upload {upload_id}", "POST /v1/uploads gives an id.")
-        return self._root / upload_id / "content"
+        return self._root / tenant / upload_id / "content"
 
-    def get(self, upload_id: str) -> UploadView:
+    def get(self, tenant: str, upload_id: str) -> UploadView:
         """Raises: KnownError ``upload_not_found``."""
-        return UploadView.model_validate(read_json(self.path(upload_id).parent / "upload.json"))
+        return UploadView.model_validate(read_json(self.path(tenant, upload_id).parent / "upload.json"))
 
-    def receive(self, upload_id: str) -> "Receiving":
+    def receive(self, tenant: str, upload_id: str) -> "Receiving":
         """A context that takes the bytes; what is not kept leaves nothing behind."""
-        return Receiving(self._root / upload_id)
+        return Receiving(self._root / tenant / upload_id)
 
 
 class Receiving:

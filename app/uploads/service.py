@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi.concurrency import run_in_threadpool
 
+from app.keys.caller import Caller
 from app.uploads.repository import UploadRepository
 from app.uploads.schemas import UploadView
 from known_core.errors import KnownError
@@ -20,16 +21,21 @@ class UploadService:
         self._repository = repository
         self._max_bytes = max_bytes
 
-    def path(self, upload_id: str) -> Path:
+    def path(self, caller: Caller, upload_id: str) -> Path:
         """Where the bytes are. Raises: KnownError ``upload_not_found``."""
-        return self._repository.path(upload_id)
+        return self._repository.path(caller.tenant, upload_id)
 
-    def get(self, upload_id: str) -> UploadView:
+    def get(self, caller: Caller, upload_id: str) -> UploadView:
         """Raises: KnownError ``upload_not_found``."""
-        return self._repository.get(upload_id)
+        return self._repository.get(caller.tenant, upload_id)
 
     async def receive(
-        self, chunks: AsyncIterator[bytes], filename: str, sha256: str | None, claimed_bytes: int | None
+        self,
+        caller: Caller,
+        chunks: AsyncIterator[bytes],
+        filename: str,
+        sha256: str | None,
+        claimed_bytes: int | None,
     ) -> UploadView:
         """Take an upload.
 
@@ -47,7 +53,7 @@ class UploadService:
         upload_id = f"upl_{secrets.token_hex(12)}"
         digest, received = hashlib.sha256(), 0
         try:
-            with self._repository.receive(upload_id) as receiving:
+            with self._repository.receive(caller.tenant, upload_id) as receiving:
                 async for chunk in chunks:
                     received += len(chunk)
                     if received > self._max_bytes:

@@ -14,7 +14,7 @@ _BYTES = {"Content-Type": "application/octet-stream"}
 
 
 def _folders(stack: Stack) -> set[Path]:
-    root = stack.logs.parent / "uploads"
+    root = stack.logs.parent / "uploads" / "local"
     return set(root.iterdir()) if root.is_dir() else set()
 
 
@@ -27,7 +27,7 @@ def test_an_upload_is_kept_and_described(stack: Stack) -> None:
     assert upload["sha256"] == hashlib.sha256(data).hexdigest()
     assert upload["filename"] == "../../evil"  # text, not a path
     assert httpx.get(f"{stack.url}/v1/uploads/{upload['id']}").json() == upload
-    assert (stack.logs.parent / "uploads" / upload["id"] / "content").read_bytes() == data
+    assert (stack.logs.parent / "uploads" / "local" / upload["id"] / "content").read_bytes() == data
 
 
 def _chunks(count: int) -> Iterator[bytes]:

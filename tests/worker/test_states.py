@@ -37,7 +37,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobReposito
 
 def _create(repository: JobRepository) -> str:
     job_id = new_job_id()
-    repository.create(job_id, {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}, "sealed")
+    repository.create(job_id, "local", {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}, "sealed")
     return job_id
 
 
@@ -243,5 +243,5 @@ def test_unknown_jobs_and_repeated_ids(repository: JobRepository) -> None:
         repository.claim("job_nowhere", "owner", LEASE_S, MAX_ATTEMPTS)
     job_id = _create(repository)
     with pytest.raises(ValueError, match=job_id):
-        repository.create(job_id, {"request": {}})
+        repository.create(job_id, "local", {"request": {}})
     assert json.dumps(repository.get(job_id).request) == "{}"
