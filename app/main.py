@@ -37,13 +37,16 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
+    event_service = EventService(async_redis)
     inspector = Inspector(settings.inspection_timeout_seconds)
     upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         inspector.start()
+        event_service.start()
         yield
+        await event_service.stop()
         inspector.stop()
         await async_redis.aclose()
 
@@ -56,7 +59,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.settings = settings
     api.state.repository = repository
     api.state.uploads = upload_service
-    api.state.events = EventService(repository, async_redis)
+    api.state.events = event_service
     api.state.artifacts = ArtifactService(repository, settings)
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+GAP = "gap"  # the type of what stands for events that are no longer kept
+
 
 class EventView(BaseModel):
     id: str = Field(examples=["1763978400000-0"], description="orders events; give it back as after or Last-Event-ID")

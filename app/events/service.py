@@ -1,67 +1,94 @@
 """A job's events: pages, streams, and waiting for the next."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
 
-from fastapi.concurrency import run_in_threadpool
 from redis.asyncio import Redis as AsyncRedis
 
-from app.jobs.record import JobEvent
-from app.jobs.repository import JobRepository, events_key
+from app.events.feeds import Feed, Feeds
+from app.events.repository import EventRepository
+from app.jobs.record import Job, JobEvent
 
 _PAGE = 500
-_BLOCK_MS = 10_000  # a stream that is silent this long gets a keep-alive
-T = TypeVar("T")
+_SILENCE_S = 10.0  # a stream that is silent this long gets a keep-alive
 
 
 class EventService:
     """Reads the Redis Stream that everything showing progress reads."""
 
-    def __init__(self, repository: JobRepository, redis: AsyncRedis) -> None:
-        self._repository = repository
-        self._redis = redis
+    def __init__(self, redis: AsyncRedis) -> None:
+        self._repository = EventRepository(redis)
+        self._feeds = Feeds(redis)
+
+    def start(self) -> None:
+        self._feeds.start()
+
+    async def stop(self) -> None:
+        await self._feeds.stop()
 
     async def page(self, job_id: str, after: str, limit: int, wait_s: float) -> tuple[list[JobEvent], bool]:
-        """Events after a stream id, waiting for the first; and whether the job had ended before they were read.
+        """Events after a stream id, waiting for the first; and whether the job has ended and none follows these.
 
         Raises:
             JobNotFound
         """
         deadline = time.monotonic() + wait_s
-        while True:
-            ended = (await run_in_threadpool(self._repository.status, job_id)).terminal
-            events = await run_in_threadpool(self._repository.events, job_id, after, limit)
-            left_ms = int(1000 * (deadline - time.monotonic()))
-            if events or ended or left_ms <= 0:
-                return events, ended and len(events) < limit
-            await self._block(job_id, after, left_ms)
+        if wait_s <= 0:
+            return await self._look_up(job_id, after, limit)
+        async with self._feeds.watch(job_id) as feed:
+            while True:
+                read = feed.reads
+                events, ended = await self._read(feed, after, limit)
+                if events or ended or not await self._next(feed, read, deadline):
+                    return events, ended
 
     async def stream(self, job_id: str, after: str) -> AsyncIterator[JobEvent | None]:
-        """Every event after a stream id until the job has ended; None where a keep-alive is due."""
-        while True:
-            events, ended = await self.page(job_id, after, _PAGE, _BLOCK_MS / 1000)
-            for event in events:
-                yield event
-                after = event.id
-            if ended:
-                return
-            if not events:
-                yield None
+        """Every event after a stream id until the job has ended; None where a keep-alive is due.
 
-    async def wait_for(self, job_id: str, read: Callable[[str], T], enough: Callable[[T], bool], wait_s: float) -> T:
-        """``read(job_id)`` as soon as it is ``enough``, or as it is when the time is up."""
+        Raises:
+            JobNotFound: also when it is deleted meanwhile.
+        """
+        async with self._feeds.watch(job_id) as feed:
+            while True:
+                read = feed.reads
+                events, ended = await self._read(feed, after, _PAGE)
+                for event in events:
+                    yield event
+                    after = event.id
+                if ended:
+                    return
+                if not events and not await self._next(feed, read, time.monotonic() + _SILENCE_S):
+                    yield None
+
+    async def wait_for(self, job_id: str, enough: Callable[[Job], bool], wait_s: float) -> Job:
+        """The job as soon as it is ``enough``, or as it is when the time is up. Raises: JobNotFound."""
+        if wait_s <= 0:
+            return await self._repository.job(job_id)
         deadline = time.monotonic() + wait_s
-        while True:
-            newest: Any = await self._redis.xrevrange(events_key(job_id), count=1)
-            value = await run_in_threadpool(read, job_id)
-            left_ms = int(1000 * (deadline - time.monotonic()))
-            if enough(value) or left_ms <= 0:
-                return value
-            await self._block(job_id, newest[0][0] if newest else "0", left_ms)
+        async with self._feeds.watch(job_id) as feed:
+            while True:
+                read, job = feed.reads, feed.record()
+                if enough(job) or not await self._next(feed, read, deadline):
+                    return job
 
-    async def _block(self, job_id: str, after: str, milliseconds: int) -> None:
-        begun = time.monotonic()
-        await self._redis.xread({events_key(job_id): after}, count=1, block=min(milliseconds, _BLOCK_MS))
-        await asyncio.sleep(max(0.0, 0.05 - (time.monotonic() - begun)))  # at most 20 rounds a second
+    async def _read(self, feed: Feed, after: str, limit: int) -> tuple[list[JobEvent], bool]:
+        job, events = feed.record(), feed.after(after, limit)
+        if events is None:
+            return await self._look_up(feed.job_id, after, limit)
+        return events, job.status.terminal and len(events) < limit
+
+    async def _look_up(self, job_id: str, after: str, limit: int) -> tuple[list[JobEvent], bool]:
+        job, events = await self._repository.news(job_id, after, limit)
+        if gap := await self._repository.gap(job_id, after):
+            events = [gap, *events][:limit]
+        return events, job.status.terminal and len(events) < limit
+
+    async def _next(self, feed: Feed, read: int, deadline: float) -> bool:
+        """Whether something may be new before the deadline; after a long silence that is looked up, not waited for."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        if not await feed.next_read(read, min(left, _SILENCE_S)):
+            await self._feeds.read(feed)
+            return deadline - time.monotonic() > 0
+        return True

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.responses import PlainTextResponse
 
 from app.dependencies import Artifacts, Events, JobId, Jobs, Settings, Who
-from app.jobs.record import JobStatus
+from app.jobs.record import Job, JobStatus
 from app.jobs.schemas import (
     ENHANCE_EXAMPLES,
     JOB_EXAMPLE,
@@ -17,7 +17,7 @@ from app.jobs.schemas import (
     JobView,
     RepublishRequest,
 )
-from app.jobs.service import etag
+from app.jobs.service import etag, view
 from app.problems import problem_responses
 
 router = APIRouter(tags=["jobs"])
@@ -80,7 +80,6 @@ def list_jobs(
                        **problem_responses(404, 422)})  # fmt: skip
 async def get_job(
     job_id: JobId,
-    jobs: Jobs,
     events: Events,
     settings: Settings,
     response: Response,
@@ -90,10 +89,10 @@ async def get_job(
 ) -> JobView | Response:  # fmt: skip
     """One job. With ``wait`` the answer comes when there is something new, or when the time is up."""
 
-    def enough(job: JobView) -> bool:
-        return job.status.terminal if if_none_match is None else etag(job) != if_none_match
+    def enough(job: Job) -> bool:
+        return job.status.terminal if if_none_match is None else etag(view(job)) != if_none_match
 
-    job = await events.wait_for(job_id, jobs.get, enough, min(wait, settings.max_wait_seconds))
+    job = view(await events.wait_for(job_id, enough, min(wait, settings.max_wait_seconds)))
     response.headers["ETag"] = etag(job)
     if if_none_match == etag(job):
         return Response(status_code=304, headers={"ETag": etag(job)})

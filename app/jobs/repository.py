@@ -17,6 +17,7 @@ from known_core.errors import KnownError
 from known_core.files import sha256_bytes
 
 _OPEN = "known:jobs:open"
+CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
 
@@ -52,8 +53,9 @@ def events_key(job_id: str) -> str:
     return f"known:job:{job_id}:events"
 
 
-def _jobs_key(tenant: str) -> str:
-    return f"known:tenant:{tenant}:jobs"
+def _jobs_key(tenant: str, status: JobStatus | None = None) -> str:
+    """The tenant's jobs by age: all, or those in a state."""
+    return f"known:tenant:{tenant}:jobs" + (f":{status.value}" if status else "")
 
 
 def _idempotency_key(tenant: str, key: str) -> str:
@@ -231,27 +233,23 @@ class JobRepository:
         Returns:
             At most ``limit`` jobs that come after the job ``after``, and whether more follow.
         """
-        start = 0
-        if after is not None:
-            rank = self._redis.zrevrank(_jobs_key(tenant), after)
-            if rank is None:
-                raise JobNotFound(after)
-            start = int(rank) + 1
-        found: list[Job] = []
-        while True:
-            ids = self._redis.zrevrange(_jobs_key(tenant), start, start + 99)
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id in ids:
-                pipe.hgetall(f"known:job:{job_id}")
-            for fields in pipe.execute():
-                job = parse_job(fields)
-                if status is None or job.status is status:
-                    if len(found) == limit:
-                        return found, True
-                    found.append(job)
-            if len(ids) < 100:
-                return found, False
-            start += 100
+        key = _jobs_key(tenant, status)
+        start = 0 if after is None else self._rank_after(tenant, key, after)
+        ids = self._redis.zrevrange(key, start, start + limit)
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in ids[:limit]:
+            pipe.hgetall(f"known:job:{job_id}")
+        jobs = [parse_job(fields) for fields in pipe.execute() if fields]  # one may be deleted, or move on, meanwhile
+        return [job for job in jobs if status in (None, job.status)], len(ids) > limit
+
+    def _rank_after(self, tenant: str, key: str, job_id: str) -> int:
+        """Where in ``key``, newest first, the jobs begin that come after one which need not be in it."""
+        created_at = self._redis.zscore(_jobs_key(tenant), job_id)
+        if created_at is None:
+            raise JobNotFound(job_id)
+        same_time = self._redis.zrangebyscore(key, created_at, created_at)  # these are in the order of their ids
+        newer: int = self._redis.zcount(key, f"({created_at}", "+inf")
+        return newer + sum(other >= job_id for other in same_time)
 
     def events(self, job_id: str, after: str, limit: int) -> list[JobEvent]:
         """Events that come after the stream id ``after`` ("0" is the start)."""

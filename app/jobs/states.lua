@@ -7,7 +7,8 @@
 -- job is claimed and held meanwhile as one that runs is. Its status stays.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 open jobs (zset: id -> when to look at it again, ms)
--- Each tenant's jobs are in a zset of their own, by age; its name comes from the record (one server, no cluster).
+-- Each tenant's jobs are in zsets by age, one of all and one for each status; their names come from the record (one
+-- server, no cluster).
 -- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
 -- Returns {"ok", ...} or {reason}: missing, exists, terminal, held, lost (the caller's lease is gone), exhausted.
 
@@ -20,16 +21,20 @@ local TERMINAL = { succeeded = true, failed = true, canceled = true }
 local HELD = { validating = true, running = true, canceling = true }
 local republish = redis.call('HEXISTS', KEYS[1], 'republish') == 1
 
-local function jobs_of_tenant()
-  return 'known:tenant:' .. redis.call('HGET', KEYS[1], 'tenant') .. ':jobs'
+local function jobs_of_tenant(in_status)
+  local all = 'known:tenant:' .. redis.call('HGET', KEYS[1], 'tenant') .. ':jobs'
+  return in_status and all .. ':' .. in_status or all
 end
 
 local function add_event(json)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', MAX_EVENTS, '*', 'data', json)
   redis.call('HINCRBY', KEYS[1], 'version', 1)
+  redis.call('PUBLISH', 'known:changes', id) -- whoever watches reads the stream; a message lost costs seconds
 end
 
 local function enter(new)
+  if status then redis.call('ZREM', jobs_of_tenant(status), id) end
+  redis.call('ZADD', jobs_of_tenant(new), redis.call('HGET', KEYS[1], 'created_at'), id)
   status = new
   redis.call('HSET', KEYS[1], 'status', new)
   if TERMINAL[new] then
@@ -118,6 +123,7 @@ end
 if operation == 'delete' then
   if not TERMINAL[status] or republish then return { 'busy' } end
   redis.call('ZREM', jobs_of_tenant(), id)
+  redis.call('ZREM', jobs_of_tenant(status), id)
   redis.call('ZREM', KEYS[3], id)
   redis.call('DEL', KEYS[1], KEYS[2])
   return { 'ok', status }

@@ -1,9 +1,15 @@
 """Events: pages, server-sent events, resuming."""
 
 import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from app.jobs.record import new_job_id
+from app.jobs.repository import JobRepository, connect
 from known_core.client import Client
 from known_core.stack import Stack
 
@@ -59,3 +65,70 @@ def test_a_bad_event_id_is_refused(stack: Stack, finished_job: str) -> None:
     answer = httpx.get(f"{stack.url}/v1/jobs/{finished_job}/events", params={"after": "yesterday"})
     assert answer.status_code == 422
     assert "yesterday" in answer.json()["detail"]
+
+
+def _stream(url: str, after: str, at_most: int) -> tuple[list[str], bool]:
+    """Ids of a stream's events; the connection is cut after so many. Returns: them, and whether the stream ended."""
+    ids: list[str] = []
+    with httpx.stream("GET", url, headers={"Accept": "text/event-stream", "Last-Event-ID": after}, timeout=60) as lines:
+        for line in lines.iter_lines():
+            if line.startswith("id: "):
+                ids.append(line.removeprefix("id: "))
+            if line == "" and len(ids) >= at_most:
+                return ids, False
+    return ids, True
+
+
+def test_streams_that_break_at_random_give_every_event_once(stack: Stack, start_job: Callable[..., str]) -> None:
+    url = f"{stack.url}/v1/jobs/{start_job()}/events"
+
+    def follow(seed: int) -> list[str]:
+        cut, ids, ended = random.Random(seed), ["0"], False
+        while not ended:
+            more, ended = _stream(url, ids[-1], cut.randint(1, 12))
+            ids += more
+        return ids[1:]
+
+    with ThreadPoolExecutor(8) as pool:
+        followed = list(pool.map(follow, range(8)))
+    whole = [event["id"] for event in httpx.get(url, params={"limit": 1000}).json()["data"]]
+    assert len(whole) > 20
+    assert all(ids == whole for ids in followed)
+
+
+def test_a_lost_subscription_loses_no_event(stack: Stack, start_job: Callable[..., str]) -> None:
+    """The API hears of changes over one connection to the store; it is cut again and again while a job runs."""
+    url, store = f"{stack.url}/v1/jobs/{start_job()}/events", connect(stack.store_url)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(_stream, url, "0", 10_000)
+        cuts = 0
+        while not following.done():
+            cuts += int(store.client_kill_filter(_type="pubsub"))
+            time.sleep(0.3)
+    whole = [event["id"] for event in httpx.get(url, params={"limit": 1000}).json()["data"]]
+    assert cuts > 3
+    assert following.result() == (whole, True)
+
+
+def test_events_that_are_no_longer_kept_leave_a_gap(stack: Stack) -> None:
+    """A long job's first events are dropped; whoever asks for them is told how many, and goes on after them."""
+    store, job_id = connect(stack.store_url), new_job_id()
+    repository = JobRepository(store)
+    repository.create(job_id, "local", {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}})
+    repository.cancel(job_id)
+    url = f"{stack.url}/v1/jobs/{job_id}/events"
+    before = httpx.get(url).json()["data"]
+    assert [event["data"]["status"] for event in before] == ["queued", "canceled"]
+    for step in range(20):
+        store.xadd(f"known:job:{job_id}:events", {"data": json.dumps({"type": "progress", "step": step})})
+    store.xtrim(f"known:job:{job_id}:events", maxlen=5, approximate=False)
+    for after in ("0", before[0]["id"]):
+        gap, *kept = httpx.get(url, params={"after": after}).json()["data"]
+        assert gap["data"] == {"type": "gap", "dropped": 17}
+        assert [event["data"]["step"] for event in kept] == [15, 16, 17, 18, 19]
+        resumed = httpx.get(url, params={"after": gap["id"]}).json()["data"]
+        assert resumed == kept
+        streamed = _sse(httpx.get(url, headers={"Accept": "text/event-stream", "Last-Event-ID": after}).text)
+        assert [event["event"] for event in streamed] == ["gap", *["progress"] * 5]
+    assert httpx.get(url, params={"after": kept[2]["id"]}).json()["data"] == kept[3:]
+    assert httpx.get(url, params={"limit": 3}).json()["data"] == [gap, *kept[:2]]

@@ -35,10 +35,20 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobReposito
         server.wait()
 
 
-def _create(repository: JobRepository) -> str:
+def _create(repository: JobRepository, tenant: str = "local") -> str:
     job_id = new_job_id()
-    repository.create(job_id, "local", {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}, "sealed")
+    repository.create(job_id, tenant, {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}, "sealed")
     return job_id
+
+
+def _all_ids(repository: JobRepository, tenant: str, status: JobStatus | None, page: int = 100) -> list[str]:
+    """Page by page."""
+    ids: list[str] = []
+    more = True
+    while more:
+        jobs, more = repository.page(tenant, ids[-1] if ids else None, page, status)
+        ids += [job.id for job in jobs]
+    return ids
 
 
 class Life(RuleBasedStateMachine):
@@ -173,6 +183,8 @@ class Life(RuleBasedStateMachine):
     def the_record_is_the_model(self) -> None:
         job = self.repository.get(self.job)
         assert job.status is self.status
+        listed = [status for status in JobStatus if self.job in _all_ids(self.repository, "local", status)]
+        assert listed == [self.status]
         assert job.attempts == self.attempts
         assert (job.republish is not None) == self.republishing
         if self.status.terminal and not self.republishing:
@@ -194,6 +206,33 @@ def test_only_legal_lives_and_one_owner(repository: JobRepository) -> None:
         OnThisServer,
         settings=settings(max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=checks),
     )
+
+
+def test_pages_hold_every_job_once_by_tenant_and_state(repository: JobRepository) -> None:
+    """Many are made within one millisecond; a page may begin after a job that has left the state asked for."""
+    made: dict[str, list[str]] = {"many": [], "few": []}
+    for index in range(60):
+        tenant = "few" if index % 10 == 0 else "many"
+        made[tenant].append(_create(repository, tenant))
+    canceled = made["many"][::3]
+    for job_id in canceled:
+        repository.cancel(job_id)
+    ids = _all_ids(repository, "many", None, page=7)
+    created = [repository.get(job_id).created_at for job_id in ids]
+    assert sorted(ids) == sorted(made["many"])
+    assert created == sorted(created, reverse=True)
+    for page in (1, 7, 100):
+        assert sorted(_all_ids(repository, "many", JobStatus.CANCELED, page)) == sorted(canceled)
+    assert sorted(_all_ids(repository, "few", JobStatus.QUEUED, 2)) == sorted(made["few"])
+    still_queued = [job_id for job_id in ids if job_id not in canceled]
+    for job_id in canceled:
+        after, _ = repository.page("many", job_id, 100, JobStatus.QUEUED)
+        assert [job.id for job in after] == [other for other in still_queued if ids.index(other) > ids.index(job_id)]
+    with pytest.raises(JobNotFound):
+        repository.page("few", made["many"][0], 10, None)
+    repository.delete(canceled[0])
+    assert canceled[0] not in _all_ids(repository, "many", None)
+    assert canceled[0] not in _all_ids(repository, "many", JobStatus.CANCELED)
 
 
 def test_a_job_is_overdue_until_claimed_and_after_its_lease(repository: JobRepository) -> None:
