@@ -247,7 +247,7 @@ class JobRepository:
         created_at = self._redis.zscore(_jobs_key(tenant), job_id)
         if created_at is None:
             raise JobNotFound(job_id)
-        same_time = self._redis.zrangebyscore(key, created_at, created_at)  # these are in the order of their ids
+        same_time: list[str] = self._redis.zrangebyscore(key, created_at, created_at)  # in the order of their ids
         newer: int = self._redis.zcount(key, f"({created_at}", "+inf")
         return newer + sum(other >= job_id for other in same_time)
 
