@@ -269,6 +269,9 @@ class JobRepository:
         """Let it be known for some seconds that a worker runs."""
         self._redis.set(f"known:worker:{name}", 1, ex=seconds)
 
+    def worker_is_alive(self, name: str) -> bool:
+        return bool(self._redis.exists(f"known:worker:{name}"))
+
     def workers(self) -> int:
         """Workers that said within their time that they run."""
         return sum(1 for _ in self._redis.scan_iter("known:worker:*", count=1000))
