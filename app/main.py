@@ -22,8 +22,9 @@ from app.jobs.repository import JobRepository, connect
 from app.jobs.service import JobService
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
-from app.uploads.repository import UploadRepository
+from app.uploads.repository import Limits, UploadRepository
 from app.uploads.service import UploadService
+from app.uploads.tus import TusHeaders
 
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
@@ -39,7 +40,13 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     event_service = EventService(async_redis)
     inspector = Inspector(settings.inspection_timeout_seconds)
-    upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
+    limits = Limits(settings.max_tenant_bytes, settings.min_free_bytes, settings.upload_expiry_seconds)
+    upload_service = UploadService(
+        UploadRepository(settings.data / "uploads", limits),
+        settings.max_upload_bytes,
+        settings.upload_idle_seconds,
+        repository.uploads_in_use,
+    )
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -63,6 +70,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.artifacts = ArtifactService(repository, settings)
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)
+    api.add_middleware(TusHeaders)
     for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
         api.include_router(router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)

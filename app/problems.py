@@ -3,7 +3,6 @@
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from known_core.errors import KnownError
 
@@ -19,6 +19,21 @@ _STATUS = {
     "artifact_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
+    "upload_expired": 410,
+    "upload_complete": 409,
+    "upload_in_use": 409,
+    "upload_incomplete": 409,
+    "upload_interrupted": 400,
+    "upload_locked": 423,
+    "upload_overrun": 413,
+    "upload_stalled": 408,
+    "offset_mismatch": 409,
+    "chunk_checksum_mismatch": 460,
+    "storage_quota_exceeded": 413,
+    "tus_header_invalid": 400,
+    "tus_version_unsupported": 412,
+    "url_invalid": 403,
+    "url_expired": 403,
     "hub_forbidden": 403,
     "hub_gated": 403,
     "hub_head_moved": 412,
@@ -36,8 +51,9 @@ _STATUS = {
     "disk_full": 503,
 }
 _TITLES = {
-    400: "Bad request", 403: "Forbidden", 404: "Not found", 405: "Method not allowed", 409: "Conflict",
-    412: "Precondition failed", 413: "Content too large", 415: "Unsupported media type", 422: "Unprocessable content",
+    400: "Bad request", 403: "Forbidden", 404: "Not found", 405: "Method not allowed", 408: "Request timeout",
+    409: "Conflict", 410: "Gone", 412: "Precondition failed", 413: "Content too large", 415: "Unsupported media type",
+    416: "Range not satisfiable", 422: "Unprocessable content", 423: "Locked", 460: "Checksum mismatch",
     500: "Internal error", 503: "Unavailable",
 }  # fmt: skip
 
@@ -71,7 +87,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(api: FastAPI) -> None:
     """Give the application its request ids and its error handlers."""
-    api.middleware("http")(_request_id)
+    api.add_middleware(RequestId)
     api.add_exception_handler(KnownError, _known_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
     api.add_exception_handler(HTTPException, _http_error)
@@ -79,11 +95,25 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(Exception, _bug)
 
 
-async def _request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    request.state.request_id = f"req_{secrets.token_hex(8)}"
-    response = await call_next(request)
-    response.headers["X-Request-Id"] = request.state.request_id
-    return response
+class RequestId:
+    """Middleware: an id for every request. Plain ASGI, so that bodies pass it untouched."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
 
 
 def _problem(
@@ -100,7 +130,9 @@ def _problem(
         errors=errors or [],
         request_id=getattr(request.state, "request_id", ""),
     )
-    headers = {"Retry-After": "5"} if status == 503 or code == "idempotency_key_in_flight" else None
+    headers = {"Retry-After": "5"} if status in (423, 503) or code == "idempotency_key_in_flight" else {}
+    if status == 408:
+        headers["Connection"] = "close"  # the rest of the request may never come
     return Response(problem.model_dump_json(), status, headers, "application/problem+json")
 
 

@@ -1,6 +1,7 @@
 """Job records in Redis or Valkey. Every change goes through states.lua; the rest only reads."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +22,7 @@ CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
 
+_UPLOAD_ID = re.compile(r'"(upl_[0-9a-f]{24})"')
 _IN_FLIGHT_S = 600  # what making a job may take; a crash frees the key after it
 _KEPT_S = 48 * 3600  # how long a key stands for its job
 
@@ -261,6 +263,13 @@ class JobRepository:
         seconds, micros = self._redis.time()
         overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, seconds * 1000 + micros // 1000)
         return overdue
+
+    def uploads_in_use(self) -> set[str]:
+        """The ids of uploads that jobs which have not ended were given."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in self._redis.zrange(_OPEN, 0, -1):
+            pipe.hget(f"known:job:{job_id}", "request")
+        return {upload_id for request in pipe.execute() if request for upload_id in _UPLOAD_ID.findall(request)}
 
     def ping(self) -> None:
         self._redis.ping()

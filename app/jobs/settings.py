@@ -44,6 +44,11 @@ class StoreSettings(BaseSettings):
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its job")
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
 
+    upload_expiry_seconds: float = Field(
+        86400, gt=0, description="an incomplete upload without a byte for so long goes"
+    )
+    upload_retention_days: float = Field(30, ge=0, description="an upload that no job uses for so long goes; 0: never")
+
     hub_endpoint: str | None = Field(None, description="address of the Hub; null: HF_ENDPOINT or huggingface.co")
     hub_token: SecretStr | None = Field(None, description="used where a request brings none")
     hub_cache_dir: Path | None = Field(None, description="what jobs fetch from the Hub; null: hub in the data folder")
