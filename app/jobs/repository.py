@@ -264,11 +264,13 @@ class JobRepository:
         overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, seconds * 1000 + micros // 1000)
         return overdue
 
-    def uploads_in_use(self) -> set[str]:
-        """The ids of uploads that jobs which have not ended were given."""
+    def uploads_in_use(self, tenant: str) -> set[str]:
+        """The ids of uploads that the tenant's jobs which have not ended were given."""
         pipe = self._redis.pipeline(transaction=False)
-        for job_id in self._redis.zrange(_OPEN, 0, -1):
-            pipe.hget(f"known:job:{job_id}", "request")
+        for status in JobStatus:
+            if not status.terminal:
+                for job_id in self._redis.zrange(_jobs_key(tenant, status), 0, -1):
+                    pipe.hget(f"known:job:{job_id}", "request")
         return {upload_id for request in pipe.execute() if request for upload_id in _UPLOAD_ID.findall(request)}
 
     def ping(self) -> None:

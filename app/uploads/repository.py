@@ -178,28 +178,34 @@ class UploadRepository:
         if content.folder.is_dir():
             _remove(content.folder)
 
-    def sweep(self, retention_s: float, in_use: Callable[[], Collection[str]]) -> int:
+    def sweep(self, retention_s: float, in_use: Callable[[str], Collection[str]]) -> int:
         """Remove what expired, and complete uploads that were not used for long.
 
         Args:
             retention_s: how long a complete upload that no job uses is kept after its last use, in seconds.
-            in_use: the ids that jobs still need; asked once, and only when there is something to remove.
+            in_use: the ids that a tenant's jobs still need; asked where there is something to remove.
 
         Returns:
             How many were removed.
         """
-        over = [folder for folder in self._root.glob("*/upl_*") if self._is_over(folder, retention_s)]
-        kept = in_use() if over else ()
         removed = 0
-        for folder in over:
-            if folder.name in kept or not self._is_over(folder, retention_s):
-                continue
-            with suppress(KnownError):  # locked: a byte came after all
-                content = Content(folder)
-                _remove(folder)
-                content.close()
-                removed += 1
+        for tenant in self._root.glob("*"):
+            over = [folder for folder in tenant.glob("upl_*") if self._is_over(folder, retention_s)]
+            kept = in_use(tenant.name) if over else ()
+            removed += sum(self._sweep_one(folder, retention_s) for folder in over if folder.name not in kept)
         return removed
+
+    def _sweep_one(self, folder: Path, retention_s: float) -> bool:
+        try:
+            content = self._lock(folder.parent.name, folder.name)
+        except KnownError:  # a byte came after all, or somebody else removed it
+            return False
+        try:
+            if over := self._is_over(folder, retention_s):
+                _remove(folder)
+            return over
+        finally:
+            content.close()
 
     def _is_over(self, folder: Path, retention_s: float) -> bool:
         try:

@@ -19,10 +19,11 @@ from known_core.errors import KnownError
 
 class UploadService:
     """Args: max_bytes: a larger upload is refused. idle_s: seconds without a byte after which a request is given up.
-    in_use: the ids that jobs still need."""
+    in_use: the ids that a tenant's jobs
+    still need."""
 
     def __init__(
-        self, repository: UploadRepository, max_bytes: int, idle_s: float, in_use: Callable[[], Collection[str]]
+        self, repository: UploadRepository, max_bytes: int, idle_s: float, in_use: Callable[[str], Collection[str]]
     ) -> None:
         self._repository = repository
         self._idle_s = idle_s
@@ -150,7 +151,7 @@ class UploadService:
 
     def remove(self, caller: Caller, upload_id: str) -> None:
         """Raises: KnownError ``upload_not_found``, ``upload_locked``, ``upload_in_use``."""
-        if upload_id in self._in_use() and self._repository.get(caller.tenant, upload_id):
+        if upload_id in self._in_use(caller.tenant):
             raise KnownError(
                 "upload_in_use", f"a job that has not ended uses the upload {upload_id}", "Wait for it, or cancel it."
             )
