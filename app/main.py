@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
@@ -12,6 +12,10 @@ import known_core
 from app import problems
 from app.artifacts import endpoints as artifacts
 from app.artifacts.service import ArtifactService
+from app.audit import endpoints as audit
+from app.audit.middleware import RequestLog
+from app.audit.service import AuditService
+from app.dependencies import caller_of
 from app.events import endpoints as events
 from app.events.service import EventService
 from app.health import endpoints as health
@@ -20,6 +24,8 @@ from app.jobs import endpoints as jobs
 from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
 from app.jobs.service import JobService
+from app.keys.limits import RateLimits
+from app.keys.service import KeyService
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
 from app.uploads.repository import Limits, UploadRepository
@@ -38,7 +44,8 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
-    event_service = EventService(async_redis)
+    event_service, audit_service = EventService(async_redis), AuditService(async_redis)
+    keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     limits = Limits(settings.max_tenant_bytes, settings.min_free_bytes, settings.upload_expiry_seconds)
     upload_service = UploadService(
@@ -50,6 +57,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        keys.warn_when_open()
         inspector.start()
         event_service.start()
         yield
@@ -67,11 +75,18 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.repository = repository
     api.state.uploads = upload_service
     api.state.events = event_service
+    api.state.audit = audit_service
+    api.state.keys = keys
+    api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings)
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)
     api.add_middleware(TusHeaders)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
-        api.include_router(router)
+    api.add_middleware(RequestLog, audit=audit_service)
+    for router in (jobs.router, events.router, artifacts.router, uploads.router, audit.router):
+        api.include_router(
+            router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
+        )
+    api.include_router(health.router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api
