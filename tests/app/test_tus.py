@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,9 +26,11 @@ _CHUNK = {**_TUS, "Content-Type": "application/offset+octet-stream"}
 DATA = random.Random(0).randbytes(300_000)
 
 
-def create(stack: Stack, length: int = len(DATA), **headers: str) -> str:
+def create(stack: Stack, length: int = len(DATA), said: str = "") -> str:
     """The address of a new upload."""
-    answer = httpx.post(f"{stack.url}/v1/uploads", headers={**_TUS, "Upload-Length": str(length), **headers})
+    answer = httpx.post(
+        f"{stack.url}/v1/uploads", headers={**_TUS, "Upload-Length": str(length), "Upload-Metadata": said}
+    )
     assert answer.status_code == 201, answer.text
     return stack.url + answer.headers["location"]
 
@@ -55,15 +59,13 @@ def content(stack: Stack, url: str) -> bytes:
 
 @pytest.mark.parametrize("chunk_size", [70_001, 1 << 20])
 @pytest.mark.parametrize("checked", [False, True])
-def test_the_client_of_the_protocol_s_authors(stack: Stack, tmp_path: Path, chunk_size: int, checked: bool) -> None:
-    (tmp_path / "model.bin").write_bytes(DATA)
+def test_the_client_of_the_protocol_s_authors(stack: Stack, chunk_size: int, checked: bool) -> None:
     given = {"filename": "modèle, zwei.bin", "sha256": hashlib.sha256(DATA).hexdigest()}
     client = TusClient(f"{stack.url}/v1/uploads")
-    first = client.uploader(
-        str(tmp_path / "model.bin"), chunk_size=chunk_size, metadata=given, upload_checksum=checked
-    )
+    file = io.BytesIO(DATA)
+    first: Any = client.uploader(file_stream=file, chunk_size=chunk_size, metadata=given, upload_checksum=checked)
     first.upload_chunk()
-    resumed = client.uploader(str(tmp_path / "model.bin"), url=first.url, chunk_size=chunk_size)
+    resumed: Any = client.uploader(file_stream=file, url=first.url, chunk_size=chunk_size, upload_checksum=checked)
     assert resumed.offset == min(chunk_size, len(DATA))
     resumed.upload()
     view = httpx.get(resumed.url).json()
@@ -84,7 +86,7 @@ def test_what_the_server_can(stack: Stack) -> None:
 
 def test_an_upload_from_creation_to_its_end(stack: Stack) -> None:
     said = metadata(filename="a.bin", sha256=hashlib.sha256(DATA).hexdigest())
-    url = create(stack, **{"Upload-Metadata": said})
+    url = create(stack, said=said)
     head = httpx.head(url, headers=_TUS)
     assert (head.status_code, head.headers["cache-control"]) == (200, "no-store")
     assert (head.headers["upload-offset"], head.headers["upload-length"]) == ("0", str(len(DATA)))
@@ -127,9 +129,7 @@ def test_creation_may_bring_the_first_bytes_or_all(stack: Stack) -> None:
         ({"Upload-Checksum": checksum(b"other")}, 460, "chunk_checksum_mismatch"),
     ],
 )
-def test_a_patch_that_is_refused_changes_nothing(
-    stack: Stack, headers: dict[str, str], status: int, code: str
-) -> None:
+def test_a_patch_that_is_refused_changes_nothing(stack: Stack, headers: dict[str, str], status: int, code: str) -> None:
     url = create(stack)
     assert patch(url, 0, DATA[:5]).status_code == 204
     answer = httpx.patch(url, content=b"bytes", headers={**_CHUNK, "Upload-Offset": "5", **headers})
@@ -183,7 +183,7 @@ def test_no_more_than_the_length_that_was_said(stack: Stack) -> None:
 
 
 def test_a_file_with_another_sha256_than_said_is_gone(stack: Stack) -> None:
-    url = create(stack, length=5, **{"Upload-Metadata": metadata(sha256="0" * 64)})
+    url = create(stack, length=5, said=metadata(sha256="0" * 64))
     answer = patch(url, 0, b"bytes")
     assert (answer.status_code, answer.json()["code"]) == (422, "checksum_mismatch")
     gone = httpx.head(url, headers=_TUS)
@@ -268,7 +268,7 @@ def test_many_at_once_write_one_file(stack: Stack) -> None:
 
 def test_connections_cut_at_random_lose_nothing(stack: Stack) -> None:
     chance = random.Random(1)
-    url = create(stack, **{"Upload-Metadata": metadata(sha256=hashlib.sha256(DATA).hexdigest())})
+    url = create(stack, said=metadata(sha256=hashlib.sha256(DATA).hexdigest()))
     for _ in range(12):
         wait_until("nobody writes", lambda: not is_locked(url))
         at = offset(url)
@@ -309,12 +309,20 @@ def kill_api(stack: Stack) -> None:
     """kill -9 of the API, and a new one in its place."""
     os.kill(stack.pids()["api"], signal.SIGKILL)
     stack.restart("api")
+    wait_until("the new one answers", lambda: answers(stack))
+
+
+def answers(stack: Stack) -> bool:
+    try:
+        return httpx.get(f"{stack.url}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_kill_9_of_the_api_in_the_middle_of_a_patch(small_stack: Stack) -> None:
     data = random.Random(2).randbytes(1 << 20)
     said = metadata(sha256=hashlib.sha256(data).hexdigest())
-    url = create(small_stack, len(data), **{"Upload-Metadata": said})
+    url = create(small_stack, len(data), said=said)
     assert patch(url, 0, data[:300_000]).status_code == 204
     for extra, least in (("", 300_000), (f"Upload-Checksum: {checksum(data[300_000:])}\r\n", 300_000)):
         at = offset(url)
@@ -383,7 +391,7 @@ def test_a_body_that_stalls_is_given_up(small_stack: Stack) -> None:
     before = set(folder.iterdir())
     target = httpx.URL(small_stack.url)
     with socket.create_connection((target.host, target.port or 80), timeout=60) as connection:
-        connection.sendall(b"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nsome")
+        connection.sendall(b"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nsome")
         assert connection.recv(10_000).startswith(b"HTTP/1.1 408")
     assert set(folder.iterdir()) == before
 
