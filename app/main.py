@@ -12,6 +12,7 @@ import known_core
 from app import problems
 from app.artifacts import endpoints as artifacts
 from app.artifacts.service import ArtifactService
+from app.artifacts.signing import UrlSigner
 from app.audit import endpoints as audit
 from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
@@ -23,6 +24,7 @@ from app.inspection import Inspector
 from app.jobs import endpoints as jobs
 from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
+from app.jobs.secrets import SecretKeys
 from app.jobs.service import JobService
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService
@@ -47,6 +49,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     event_service, audit_service = EventService(async_redis), AuditService(async_redis)
     keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
+    signer = UrlSigner(SecretKeys(settings), settings.download_url_seconds)
     limits = Limits(settings.max_tenant_bytes, settings.min_free_bytes, settings.upload_expiry_seconds)
     upload_service = UploadService(
         UploadRepository(settings.data / "uploads", limits),
@@ -77,8 +80,9 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.events = event_service
     api.state.audit = audit_service
     api.state.keys = keys
+    api.state.signer = signer
     api.state.limits = RateLimits(settings)
-    api.state.artifacts = ArtifactService(repository, settings)
+    api.state.artifacts = ArtifactService(repository, settings, signer)
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)
     api.add_middleware(TusHeaders)
@@ -87,6 +91,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         api.include_router(
             router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
         )
+    api.include_router(artifacts.files)
     api.include_router(health.router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api
