@@ -1,6 +1,7 @@
 """What commands share: flags, the console, and how an interruption ends."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,3 +45,12 @@ def read_json_file(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise KnownError("file_invalid", f"{path} holds a JSON {type(value).__name__}", "It must be an object.")
     return value
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from text such as "5GB" or "200MB" (powers of ten). Raises: KnownError ``usage``."""
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    match = re.fullmatch(r"(\d+)(B|KB|MB|GB)", text.upper())
+    if not match:
+        raise KnownError("usage", f"--size is {text[:40]!r}", "Give a number of B, KB, MB or GB, such as 200MB.")
+    return int(match[1]) * units[match[2]]
