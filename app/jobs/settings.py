@@ -42,6 +42,9 @@ class StoreSettings(BaseSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey: broker, job store and event log")
     data_dir: Path = Field(Path("~/.local/share/known"), description="uploads, job folders and artifacts")
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its job")
+    job_retention_days: float = Field(
+        30, ge=0, description="a job is deleted so long after it has ended, with its files; 0: never"
+    )
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
 
     hub_endpoint: str | None = Field(None, description="address of the Hub; null: HF_ENDPOINT or huggingface.co")
