@@ -12,6 +12,7 @@ import known_core
 from app import problems
 from app.artifacts import endpoints as artifacts
 from app.artifacts.service import ArtifactService
+from app.capabilities import endpoints as capabilities
 from app.events import endpoints as events
 from app.events.service import EventService
 from app.health import endpoints as health
@@ -58,12 +59,13 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     api.state.settings = settings
     api.state.repository = repository
+    api.state.inspector = inspector
     api.state.uploads = upload_service
     api.state.events = event_service
     api.state.artifacts = ArtifactService(repository, settings)
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
+    for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router, capabilities.router):
         api.include_router(router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api
