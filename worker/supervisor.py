@@ -260,7 +260,9 @@ class _Attempt:
         return False
 
     def _release(self) -> bool:
-        status = self._repository.release(self._job_id, self._fence, attempt_counts=not (self._let_go or self._stopping()))
+        status = self._repository.release(
+            self._job_id, self._fence, attempt_counts=not (self._let_go or self._stopping())
+        )
         return status is JobStatus.QUEUED
 
 

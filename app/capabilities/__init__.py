@@ -1,1 +1,0 @@
-"""What this service can do."""

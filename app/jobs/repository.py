@@ -213,7 +213,9 @@ class JobRepository:
             raise self._ended(job_id)
         if answer[0] != "ok":
             status = self.status(job_id)
-            raise KnownError("job_not_paused", f"the job is {status.value}, not paused", "Look at it: GET /v1/jobs/{id}.")
+            raise KnownError(
+                "job_not_paused", f"the job is {status.value}, not paused", "Look at it: GET /v1/jobs/{id}."
+            )
         return JobStatus(answer[1])
 
     def _ended(self, job_id: str) -> KnownError:
