@@ -14,7 +14,14 @@ from threading import Barrier, Thread
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobNotFound, JobRepository, LeaseLost, connect
@@ -79,6 +86,12 @@ class Life(RuleBasedStateMachine):
 
     def _may(self, fence: int) -> bool:
         return self.held and self.alive and fence == self.fences[-1]
+
+    @initialize(begun=st.booleans())
+    def begin(self, begun: bool) -> None:
+        """Half of the lives begin in the middle, where most can happen."""
+        if begun:
+            self.claim()
 
     @rule()
     def claim(self) -> None:
@@ -485,3 +498,83 @@ def _one_story(repository: JobRepository, job_id: str, fences: list[int], finish
     assert [s for s in JobStatus if job_id in _all_ids(repository, "race", s)] == [job.status]
     assert (job_id in repository.ended_for(-1000)) == job.status.terminal
     assert job.attempts <= len(fences)
+
+
+def _claimed(repository: JobRepository) -> tuple[str, int]:
+    job_id = _create(repository)
+    fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS)
+    assert fence is not None
+    return job_id, fence
+
+
+def _die(repository: JobRepository, job_id: str, fence: int) -> None:
+    repository.heartbeat(job_id, fence, 0.001)
+    time.sleep(0.005)
+
+
+@pytest.mark.parametrize("end", ["released", "died"])
+def test_a_running_job_is_paused_once_it_is_let_go(repository: JobRepository, end: str) -> None:
+    job_id, fence = _claimed(repository)
+    assert repository.pause(job_id) is repository.pause(job_id) is JobStatus.VALIDATING
+    assert repository.get(job_id).pausing
+    if end == "released":
+        assert repository.release(job_id, fence, attempt_counts=False) is JobStatus.PAUSED
+    else:
+        _die(repository, job_id, fence)
+        assert job_id in repository.overdue()  # the reaper wakes it, and who claims it finds the wish
+        assert repository.claim(job_id, "other", LEASE_S, MAX_ATTEMPTS) is None
+    job = repository.get(job_id)
+    assert (job.status, job.pausing, job.attempts) == (JobStatus.PAUSED, False, 0 if end == "released" else 1)
+    assert repository.secret(job_id) == "sealed"
+    repository.look_again(job_id, -1)
+    assert job_id not in repository.overdue()
+    with pytest.raises(LeaseLost):
+        repository.heartbeat(job_id, fence, LEASE_S)
+    assert repository.pause(job_id) is JobStatus.PAUSED
+    assert repository.resume(job_id) is JobStatus.QUEUED
+    with pytest.raises(KnownError, match="job_not_paused"):
+        repository.resume(job_id)
+    assert (repository.claim(job_id, "other", LEASE_S, MAX_ATTEMPTS) or 0) > fence
+    repository.cancel(job_id)
+
+
+def test_a_pause_is_withdrawn_by_resuming_and_overruled_by_cancel_and_by_the_end(repository: JobRepository) -> None:
+    job_id, fence = _claimed(repository)
+    repository.pause(job_id)
+    assert repository.resume(job_id) is JobStatus.VALIDATING
+    assert not repository.stop_requested(job_id)
+    assert repository.release(job_id, fence, attempt_counts=False) is JobStatus.QUEUED
+    types = [event.data["type"] for event in repository.events(job_id, "0", 100)]
+    assert types == ["status", "status", "pause", "pause", "status"]
+    repository.cancel(job_id)
+
+    job_id, fence = _claimed(repository)
+    repository.pause(job_id)
+    assert repository.cancel(job_id) is JobStatus.CANCELING
+    assert not repository.get(job_id).pausing
+    with pytest.raises(KnownError, match=r"it is canceling \(job_ended\)"):
+        repository.pause(job_id)
+    assert repository.release(job_id, fence, attempt_counts=False) is JobStatus.CANCELED
+
+    job_id, fence = _claimed(repository)
+    repository.pause(job_id)
+    assert repository.finish(job_id, fence, JobStatus.SUCCEEDED, {}) is JobStatus.SUCCEEDED
+    assert not repository.get(job_id).pausing
+    with pytest.raises(KnownError, match="job_ended"):
+        repository.resume(job_id)
+
+
+def test_a_job_being_deleted_is_not_published_again_and_one_being_published_is_not_deleted(
+    repository: JobRepository,
+) -> None:
+    job_id, fence = _claimed(repository)
+    assert not repository.begin_delete(job_id)
+    repository.finish(job_id, fence, JobStatus.SUCCEEDED, {})
+    assert repository.republish(job_id, {}, None)
+    assert not repository.begin_delete(job_id)
+    fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS) or 0
+    repository.republished(job_id, fence, {})
+    assert repository.begin_delete(job_id)
+    with pytest.raises(JobNotFound):
+        repository.republish(job_id, {}, None)
+    assert repository.delete(job_id)
