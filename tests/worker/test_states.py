@@ -2,13 +2,10 @@
 
 import json
 import random
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from math import inf
-from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
@@ -26,25 +23,9 @@ from hypothesis.stateful import (
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobNotFound, JobRepository, LeaseLost, connect
 from known_core.errors import KnownError
-from known_core.stack import _free_port, _valkey_binary, _wait_for_port
 
 LEASE_S = 60.0
 MAX_ATTEMPTS = 3
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRepository]:
-    folder, port = tmp_path_factory.mktemp("valkey"), _free_port()
-    command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    log = folder / "log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream)
-    try:
-        _wait_for_port(port, server, Path(log))
-        yield JobRepository(connect(f"redis://127.0.0.1:{port}/0"))
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def _create(repository: JobRepository, tenant: str = "local") -> str:
