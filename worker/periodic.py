@@ -14,7 +14,7 @@ class Periodic:
         name: of the thread; what a failure is logged with.
     """
 
-    def __init__(self, name: str, every_s: float, work: Callable[[], object]) -> None:
+    def __init__(self, every_s: float, work: Callable[[], object], *, name: str) -> None:
         self._every_s, self._work = every_s, work
         self._stop = Event()
         self._thread = Thread(target=self._run, name=name, daemon=True)

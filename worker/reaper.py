@@ -20,7 +20,7 @@ class Reaper(Periodic):
     """
 
     def __init__(self, repository: JobRepository, settings: WorkerSettings, wake: Callable[[str], None]) -> None:
-        super().__init__("reaper", settings.reap_seconds, self._round)
+        super().__init__(settings.reap_seconds, self._round, name="reaper")
         self._repository, self._wake = repository, wake
         self._name = socket.gethostname()
         self._alive_s = int(3 * settings.reap_seconds) + 1

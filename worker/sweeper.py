@@ -39,7 +39,7 @@ class Sweeper(Periodic):
     """Args: sweeps: by what they remove, for the log. One that fails does not keep the others from their turn."""
 
     def __init__(self, sweeps: Mapping[str, Sweep], every_s: float) -> None:
-        super().__init__("sweeper", every_s, self.sweep)
+        super().__init__(every_s, self.sweep, name="sweeper")
         self._sweeps = sweeps
 
     def sweep(self) -> None:
