@@ -17,6 +17,7 @@ def get_capabilities(inspector: Inspecting, repository: Repository, settings: Se
     """Tasks, libraries, hyper-models and engines of its version; the machines of the workers that live; its limits."""
     return Capabilities(
         version=known_core.__version__,
+        access=settings.access,
         **inspector.abilities(),
         workers=[WorkerView(name=name, **facts) for name, facts in repository.worker_facts().items()],
         limits=ServiceLimits(**settings.model_dump(include=set(ServiceLimits.model_fields))),

@@ -25,7 +25,7 @@ class ServiceLimits(BaseModel):
 class Capabilities(BaseModel):
     object: Literal["capabilities"] = "capabilities"
     version: str
-    access: Literal["open"] = Field("open", description="open: there are no API keys")
+    access: Literal["open", "keys"] = Field(description="open: this machine only, without a key; keys: an API key")
     tasks: list[str]
     libraries: list[str] = Field(description="whose architectures are taken; any other: a trajectory")
     hypermodels: list[str]

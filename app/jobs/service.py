@@ -25,14 +25,16 @@ from app.jobs.schemas import (
     StateInput,
 )
 from app.jobs.secrets import Sealer
-from app.jobs.settings import StoreSettings
 from app.keys.caller import Caller
+from app.keys.limits import TooMany
+from app.settings import AppSettings
 from app.uploads.service import UploadService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
 Input = ModelInput | StateInput | DatasetInput
+_LOOK_AGAIN_S = 30  # when a tenant that has too many jobs waiting may try again
 
 
 class JobService:
@@ -44,7 +46,7 @@ class JobService:
         celery: Celery,
         uploads: UploadService,
         inspector: Inspector,
-        settings: StoreSettings,
+        settings: AppSettings,
     ) -> None:
         self._repository = repository
         self._celery = celery
@@ -97,7 +99,7 @@ class JobService:
 
     def _create(self, caller: Caller, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
         spec, inspected = self._inspect(caller, request, job_id, token)
-        self._repository.create(
+        recorded = self._repository.create(
             job_id,
             caller.tenant,
             {
@@ -108,7 +110,15 @@ class JobService:
                 "metadata": request.metadata,
             },
             self._sealer.seal(token) if token else None,
+            self._settings.max_queued_jobs,
         )
+        if not recorded:
+            raise TooMany(
+                "quota_exceeded",
+                f"{self._settings.max_queued_jobs} jobs of the tenant {caller.tenant} wait already",
+                "Send it again when one of them has begun, or cancel one.",
+                _LOOK_AGAIN_S,
+            )
         wake(self._celery, job_id)
         return self.get(job_id)
 

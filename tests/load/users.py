@@ -58,6 +58,7 @@ class Streams(User):
 
     @task
     def follow(self) -> None:
+        assert isinstance(self.host, str)
         client = http.client.HTTPConnection(
             urlsplit(self.host).netloc, timeout=60
         )  # Locust makes its sockets cooperative

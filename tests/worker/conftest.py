@@ -1,7 +1,10 @@
 """A store of their own for tests that play the workers themselves."""
 
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,15 @@ from known_core.stack import _free_port, _valkey_binary, _wait_for_port
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRepository]:
-    folder, port = tmp_path_factory.mktemp("valkey"), _free_port()
+def repository() -> Iterator[JobRepository]:
+    with own_server() as one:
+        yield one
+
+
+@contextmanager
+def own_server() -> Iterator[JobRepository]:
+    """A server of its own."""
+    folder, port = Path(tempfile.mkdtemp()), _free_port()
     command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     log = folder / "log"
     with log.open("wb") as stream:
@@ -23,3 +33,4 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobReposito
     finally:
         server.terminate()
         server.wait()
+        shutil.rmtree(folder)

@@ -4,9 +4,11 @@ import json
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +25,7 @@ from hypothesis.stateful import (
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobNotFound, JobRepository, LeaseLost, connect
 from known_core.errors import KnownError
+from tests.worker.conftest import own_server
 
 LEASE_S = 60.0
 MAX_ATTEMPTS = 3
@@ -316,6 +319,51 @@ def test_pages_hold_every_job_once_by_tenant_and_state(repository: JobRepository
     repository.delete(canceled[0])
     assert canceled[0] not in _all_ids(repository, "many", None)
     assert canceled[0] not in _all_ids(repository, "many", JobStatus.CANCELED)
+
+
+def test_turns_are_fair_between_tenants() -> None:
+    """One tenant has many jobs waiting: another's first job is next, then they take turns; a limit holds one back."""
+    with own_server() as repository:
+
+        def several(tenant: str, count: int) -> list[str]:
+            made = []
+            for _ in range(count):
+                made.append(_create(repository, tenant))
+                time.sleep(0.002)  # created in another millisecond
+            return made
+
+        flood = several("flood", 4)
+        assert repository.next_for(flood[3], 0) == flood[0]
+        assert repository.claim(flood[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
+        drop = several("drop", 2)
+        assert repository.next(0) == drop[0]
+        assert repository.claim(drop[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
+        assert repository.next(0) == flood[1]
+        assert repository.next(1) is None
+        fence = repository.claim(flood[1], "owner", LEASE_S, MAX_ATTEMPTS)
+        assert fence is not None
+        repository.mark_running(flood[1], fence)
+        assert repository.next(0) == drop[1]
+        assert repository.next(2) == drop[1]
+        repository.cancel(drop[1])
+        assert repository.next(2) is None
+        repository.finish(flood[1], fence, JobStatus.SUCCEEDED, {})
+        assert repository.next(2) == flood[2]
+        assert repository.next_for(flood[1], 1) == flood[1]  # it does not wait: a wake-up for it is for it
+
+
+def test_no_more_jobs_wait_than_a_tenant_may_have(repository: JobRepository) -> None:
+    fields: dict[str, Any] = {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}
+    with ThreadPoolExecutor(20) as pool:
+        made = list(pool.map(lambda _: repository.create(new_job_id(), "full", fields, max_queued=7), range(40)))
+    assert sum(made) == 7
+    waiting = _all_ids(repository, "full", None)
+    assert len(waiting) == 7
+    repository.pause(waiting[0])  # it waits still
+    assert not repository.create(new_job_id(), "full", fields, max_queued=7)
+    repository.cancel(waiting[0])
+    assert repository.create(new_job_id(), "full", fields, max_queued=7)
+    assert repository.create(new_job_id(), "roomy", fields, max_queued=7)
 
 
 def test_a_job_is_overdue_until_claimed_and_after_its_lease(repository: JobRepository) -> None:
