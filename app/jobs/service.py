@@ -1,5 +1,6 @@
 """Jobs: accept, show, cancel, publish again."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -206,19 +207,16 @@ class JobService:
 
     def checkpoints(self, job_id: str) -> CheckpointList:
         """The stages of a job that are finished, and still kept."""
-        finished = sorted(
-            (self._settings.job_folder(job_id) / "work").glob("[!.]*/stage.json"), key=lambda path: path.stat().st_mtime
-        )
-        return CheckpointList(
-            data=[
-                CheckpointView(
+        finished: list[tuple[float, CheckpointView]] = []
+        for record in (self._settings.job_folder(job_id) / "work").glob("[!.]*/stage.json"):
+            with suppress(FileNotFoundError):  # swept, or deleted, meanwhile
+                shown = CheckpointView(
                     stage=record.parent.name.rpartition("-")[0],
                     seconds=read_json(record)["seconds"],
                     bytes=sum(file.stat().st_size for file in record.parent.rglob("*") if file.is_file()),
                 )
-                for record in finished
-            ]
-        )
+                finished.append((record.stat().st_mtime, shown))
+        return CheckpointList(data=[shown for _, shown in sorted(finished, key=lambda pair: pair[0])])
 
     def delete(self, job_id: str) -> None:
         """Raises: KnownError ``job_busy``."""
