@@ -8,6 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from app.artifacts.service import ArtifactService
 from app.audit.service import AuditService
 from app.events.service import EventService
+from app.inspection import Inspector
 from app.jobs.repository import JobNotFound, JobRepository
 from app.jobs.service import JobService
 from app.keys.caller import Caller, Scope
@@ -30,6 +31,10 @@ def _jobs(request: Request) -> JobService:
 
 def _repository(request: Request) -> JobRepository:
     return cast(JobRepository, request.app.state.repository)
+
+
+def _inspector(request: Request) -> Inspector:
+    return cast(Inspector, request.app.state.inspector)
 
 
 def _events(request: Request) -> EventService:
@@ -81,6 +86,7 @@ async def _own_job(
 Settings = Annotated[AppSettings, Depends(_settings)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Repository = Annotated[JobRepository, Depends(_repository)]
+Inspecting = Annotated[Inspector, Depends(_inspector)]
 Events = Annotated[EventService, Depends(_events)]
 Uploads = Annotated[UploadService, Depends(_uploads)]
 Artifacts = Annotated[ArtifactService, Depends(_artifacts)]

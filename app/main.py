@@ -15,6 +15,7 @@ from app.artifacts.service import ArtifactService
 from app.audit import endpoints as audit
 from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
+from app.capabilities import endpoints as capabilities
 from app.dependencies import caller_of
 from app.events import endpoints as events
 from app.events.service import EventService
@@ -66,6 +67,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     api.state.settings = settings
     api.state.repository = repository
+    api.state.inspector = inspector
     api.state.uploads = upload_service
     api.state.events = event_service
     api.state.audit = audit_service
@@ -75,7 +77,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)
     api.add_middleware(RequestLog, audit=audit_service)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, audit.router):
+    for router in (jobs.router, events.router, artifacts.router, uploads.router, audit.router, capabilities.router):
         api.include_router(
             router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
         )

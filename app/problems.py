@@ -34,6 +34,7 @@ _STATUS = {
     "idempotency_key_in_flight": 409,
     "job_busy": 409,
     "job_ended": 409,
+    "job_not_paused": 409,
     "publish_in_progress": 409,
     "result_not_ready": 409,
     "upload_too_large": 413,

@@ -100,6 +100,18 @@ class Client:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Ask a job to stop and keep what is finished; returns it, ``pausing`` until its worker has let it go."""
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        """Go on with a paused job."""
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def capabilities(self) -> dict[str, Any]:
+        """What the service can do, and with which workers."""
+        return self._json("GET", "/v1/capabilities")
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with its files."""
         self._request("DELETE", f"/v1/jobs/{job_id}")

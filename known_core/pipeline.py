@@ -40,15 +40,18 @@ from known_core.inputs import (
     resolve_task,
 )
 from known_core.manifest import processor, write_manifest
+from known_core.memory import free_memory, halving, ran_out_of_memory
 from known_core.nowcast import help_nowcast, nowcast, plan_shards
 from known_core.report import build_report, describe_trajectory, render_markdown
-from known_core.spec import Control, JobSpec, candidate_names
+from known_core.spec import Control, ForgettingSettings, JobSpec, candidate_names
 from known_core.stages import Stages
 from known_core.tasks.base import Scores
 from known_core.tasks.opened import OpenTask
 from known_core.training import default_device, fine_tune
-from known_core.tuning import fit_to_memory, with_defaults
+from known_core.tuning import fit_to_memory, less_memory, probe_micro_batch, with_defaults
 
+_LESS_MEMORY = "less-memory"
+_TRAINS = ("evaluating_before", "forgetting", "evaluating_after")  # phases that hold micro batches in memory
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
@@ -90,11 +93,10 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
     emit({"type": "status", "status": "running"})
     try:
         return _Run(spec, folder, Reporter(emit), summary).run()
-    except torch.OutOfMemoryError as error:
-        raise KnownError(
-            "out_of_memory", f"the GPU's memory ran out: {str(error)[:200]}",
-            "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a larger GPU.",
-        ) from error  # fmt: skip
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise _out_of_memory(str(error)) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -102,6 +104,13 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
             "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",
             retryable=True,
         ) from error  # fmt: skip
+
+
+def _out_of_memory(said: str) -> KnownError:
+    return KnownError(
+        "out_of_memory", f"memory ran out, after all that could be tried with less: {said[:200]}",
+        "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
+    )  # fmt: skip
 
 
 def help_run(folder: Path, turn: int, helpers: int) -> int:
@@ -172,6 +181,7 @@ class _Run:
         self._hypermodel = hypermodel_of(spec)
         self._known = load_hypermodel(self._hypermodel, self._device)
         self._subsets: list[Indices] = []
+        self._ran_out: list[dict[str, Any]] = []  # what memory ran out with, for the manifest
 
     def run(self) -> Path:
         artifacts = self._folder / "artifacts"
@@ -189,7 +199,19 @@ class _Run:
         original.check_finite()
         drawn = {"inputs": laid_out.name, "holdout": self._spec.evaluation.holdout, "seed": self._spec.forgetting.seed}
         task.prepare(original, lambda work: self._stages.run("head", drawn, work), self._device)
+        asked = self._spec.forgetting
         self._spec = self._with_settings(with_defaults(self._spec, task, self._device), task, original)
+        while True:
+            try:
+                return self._enhance(task, original, laid_out, artifacts)
+            except Exception as error:
+                if self._reporter.phase_name not in _TRAINS or not ran_out_of_memory(error):
+                    raise
+                said = str(error)
+            free_memory()
+            self._use_less_memory(task, original, asked, said)
+
+    def _enhance(self, task: OpenTask, original: Checkpoint, laid_out: Path, artifacts: Path) -> Path:
         before = self._evaluate(task, {UNCHANGED: original}, "evaluating_before")
         predicted = self._nowcast(self._forget(task, original, laid_out))
         candidates = self._calibrate(task, predicted)
@@ -212,11 +234,35 @@ class _Run:
 
         facts = {"inputs": original.path.parent.name, "forgetting": spec.forgetting.model_dump(mode="json")}
         found = read_json(self._stages.run("settings", facts, work) / "settings.json")
-        return spec.model_copy(update={"forgetting": spec.forgetting.model_copy(update=found)})
+        spec = spec.model_copy(update={"forgetting": spec.forgetting.model_copy(update=found)})
+        while less := self._stages.find(_LESS_MEMORY, _than(spec)):  # an earlier run of this job ran out of memory
+            spec = self._with_less(spec, less)
+        return spec
+
+    def _use_less_memory(self, task: OpenTask, original: Checkpoint, asked: ForgettingSettings, said: str) -> None:
+        """Go on with fewer examples in memory at once; the batch stays what it is. Every training of the job is done
+        with the same, so that the manifest's settings give these bytes again."""
+        found = less_memory(task, original, self._spec.forgetting, asked)
+        if found is None:
+            raise _out_of_memory(said)
+        phase = self._reporter.phase_name
+        self._reporter.less_memory(found)
+        facts = {"phase": phase, "said": said[:200], "found": found}
+        less = self._stages.run(_LESS_MEMORY, _than(self._spec), lambda out: write_json(out / "facts.json", facts))
+        self._spec = self._with_less(self._spec, less)
+
+    def _with_less(self, spec: JobSpec, less: Path) -> JobSpec:
+        facts = read_json(less / "facts.json")
+        self._ran_out.append(facts)
+        return spec.model_copy(update={"forgetting": spec.forgetting.model_copy(update=facts["found"])})
 
     def _evaluate(self, task: OpenTask, candidates: dict[str, Checkpoint], phase: str) -> dict[str, Path]:
         self._reporter.phase(phase)
-        settings = self._spec.evaluation
+        settings, forgetting = self._spec.evaluation, self._spec.forgetting
+        memory: dict[str, Any] = {
+            "micro_batch_size": probe_micro_batch(forgetting),
+            "gradient_checkpointing": bool(forgetting.gradient_checkpointing),
+        }
         total = len(candidates) * evaluation.probe_runs(settings)
         done = 0
 
@@ -231,7 +277,7 @@ class _Run:
             def work(out: Path, checkpoint: Checkpoint = checkpoint) -> None:
                 scores = task.score(task.load(checkpoint), task.evaluation.items, self._device)
                 probe = evaluation.transfer_probe(
-                    task, checkpoint, settings, self._spec.forgetting.seed, self._device, on_run
+                    task, checkpoint, settings, forgetting.seed, self._device, on_run, **memory
                 )
                 write_json(out / "scores.json", {"correct": scores.correct.tolist(), "loss": scores.loss.tolist()})
                 write_json(out / "probe.json", vars(probe))
@@ -239,7 +285,8 @@ class _Run:
             inputs = {
                 "candidate": checkpoint.path.parent.name,
                 "settings": settings.model_dump(mode="json", exclude={"select"}),
-                "seed": self._spec.forgetting.seed,
+                "seed": forgetting.seed,
+                "memory": memory,
             }
             results[name] = self._stages.run(f"evaluation-{name}", inputs, work)
             done = (index + 1) * evaluation.probe_runs(settings)
@@ -299,7 +346,7 @@ class _Run:
                 on_step=self._reporter.step,
             )
             if training != "chain" and has_batch_norm(model):  # an averaged network's statistics are its own
-                recalibrate(model, task.inputs(self._device, batch_size))
+                self._recalibrate(model, task)
             task.save(model.cpu(), out / "state", start)
             scores = task.score(model, task.evaluation.items, self._device)
             write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
@@ -374,7 +421,7 @@ class _Run:
                 checkpoint = Checkpoint(predicted / name)
                 model = task.load(checkpoint).to(self._device)
                 if has_batch_norm(model):
-                    recalibrate(model, task.inputs(self._device, self._spec.forgetting.batch_size or 1))
+                    self._recalibrate(model, task)
                     _write_with_statistics(checkpoint, model.cpu(), task, out / name)
                 else:
                     _link_tree(checkpoint.path, out / name)
@@ -382,6 +429,10 @@ class _Run:
 
         folder = self._stages.run("calibration", {"predicted": predicted.name}, work)
         return {name: Checkpoint(folder / name) for name in self._names}
+
+    def _recalibrate(self, model: nn.Module, task: OpenTask) -> None:
+        """In smaller batches where memory runs out: their statistics are a little noisier, their mean is the same."""
+        halving(self._spec.forgetting.batch_size or 1, lambda size: recalibrate(model, task.inputs(self._device, size)))
 
     def _package(
         self, task: OpenTask, candidates: dict[str, Checkpoint], results: dict[str, Path], artifacts: Path
@@ -433,6 +484,7 @@ class _Run:
                 "inputs_sha256": self._sources,
                 "hypermodel": report["hypermodel"],
                 "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
+                "ran_out_of_memory": self._ran_out,
                 "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
                 "device": str(self._device),
                 "processor": processor(self._device),
@@ -443,6 +495,11 @@ class _Run:
     def _origins(self) -> dict[str, Any]:
         """Where each input came from, and its sha256."""
         return {name: {**self._spec.origins.get(name, {}), "sha256": sha256} for name, sha256 in self._sources.items()}
+
+
+def _than(spec: JobSpec) -> dict[str, Any]:
+    """What a stage of less memory depends on: all that memory ran out with."""
+    return {"settings": spec.forgetting.model_dump(mode="json")}
 
 
 def _read_scores(folder: Path) -> Scores:

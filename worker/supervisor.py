@@ -117,11 +117,15 @@ class _Attempt:
         self._repository, self._settings, self._stopping = repository, settings, stopping
         self._folder = settings.job_folder(job_id)
         self._outcome: dict[str, Any] | None = None
-        self._beat = time.monotonic()
+        self._begun = self._beat = time.monotonic()
+        self._time_left_s = float("inf")
+        self._let_go = False  # stopped on request: the attempt does not count
 
     def run(self) -> bool:
         """Returns: whether the job is back in the queue."""
         job = self._repository.get(self._job_id)
+        if job.republish is None and job.max_seconds is not None:
+            self._time_left_s = job.max_seconds - job.spent_ms / 1000
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
             log.write(f"attempt {job.attempts}\n".encode())
@@ -178,6 +182,8 @@ class _Attempt:
         Returns:
             Its last message, or None where it died or was stopped.
         """
+        if self._out_of_time():
+            return self._limit_reached()
         read_end, write_end = os.pipe()
         try:
             command = [module, str(self._folder), str(write_end)]
@@ -191,6 +197,19 @@ class _Attempt:
             os.close(read_end)
             _stop(process, self._settings.kill_grace_seconds)
         return self._outcome
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() - self._begun >= self._time_left_s
+
+    def _limit_reached(self) -> dict[str, Any]:
+        limit = self._repository.get(self._job_id).max_seconds
+        return error_message(
+            KnownError(
+                "limit_reached",
+                f"the job took longer than limits.max_gpu_seconds, {limit} s",
+                "Start it again with a higher limit, fewer forgetting.epochs_per_stage, or fewer evaluation.seeds.",
+            )
+        )
 
     def _relay(self, events: int) -> None:
         """Until the process closes its end, or it is time to stop it."""
@@ -208,7 +227,11 @@ class _Attempt:
                 if time.monotonic() - self._beat >= self._settings.heartbeat_seconds:
                     self._repository.heartbeat(self._job_id, self._fence, self._settings.lease_seconds)
                     self._beat = time.monotonic()
-                if self._stopping() or self._repository.status(self._job_id) is JobStatus.CANCELING:
+                if self._stopping() or self._repository.stop_requested(self._job_id):
+                    self._let_go = True
+                    return
+                if self._out_of_time():
+                    self._outcome = self._limit_reached()
                     return
 
     def _handle(self, message: dict[str, Any]) -> None:
@@ -237,7 +260,9 @@ class _Attempt:
         return False
 
     def _release(self) -> bool:
-        status = self._repository.release(self._job_id, self._fence, attempt_counts=not self._stopping())
+        status = self._repository.release(
+            self._job_id, self._fence, attempt_counts=not (self._let_go or self._stopping())
+        )
         return status is JobStatus.QUEUED
 
 

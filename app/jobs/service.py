@@ -1,6 +1,6 @@
 """Jobs: accept, show, cancel, publish again."""
 
-import shutil
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,13 @@ from typing import Any
 from celery import Celery
 
 from app.inspection import Inspector
+from app.jobs.deletion import delete_job
 from app.jobs.queue import wake
 from app.jobs.record import Job, JobStatus, new_job_id
 from app.jobs.repository import JobRepository, Reservation
 from app.jobs.schemas import (
+    CheckpointList,
+    CheckpointView,
     DatasetInput,
     DryRun,
     EnhanceRequest,
@@ -28,7 +31,7 @@ from app.keys.limits import TooMany
 from app.settings import AppSettings
 from app.uploads.service import UploadService
 from known_core.errors import KnownError
-from known_core.files import canonical_json, sha256_bytes
+from known_core.files import canonical_json, read_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
 Input = ModelInput | StateInput | DatasetInput
@@ -171,12 +174,16 @@ class JobService:
             error.code = "upload_unknown"  # the request is wrong, not its address: 422, not 404
             raise error.at(f"{_pointer(name)}/upload_id") from error
 
+    def view(self, job: Job) -> JobView:
+        """A record as the API shows it."""
+        return _view(job, self._settings.job_retention_days)
+
     def get(self, job_id: str) -> JobView:
-        return view(self._repository.get(job_id))
+        return self.view(self._repository.get(job_id))
 
     def list(self, caller: Caller, after: str | None, limit: int, status: JobStatus | None) -> JobList:
         jobs, more = self._repository.page(caller.tenant, after, limit, status)
-        data = [view(job) for job in jobs]
+        data = [self.view(job) for job in jobs]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return JobList(data=data, first_id=first, last_id=last, has_more=more)
 
@@ -187,23 +194,37 @@ class JobService:
             raise KnownError("job_ended", f"the job has ended: it is {status.value}", "Start a new one.")
         return self.get(job_id)
 
-    def delete(self, job_id: str) -> None:
-        """Remove a job's files, then its record: a delete that is cut short can be sent again.
+    def pause(self, job_id: str) -> JobView:
+        """Raises: KnownError ``job_ended``."""
+        self._repository.pause(job_id)
+        return self.get(job_id)
 
-        Raises:
-            KnownError: ``job_busy``.
-        """
-        job = self._repository.get(job_id)
-        busy = KnownError(
-            "job_busy", f"the job is {job.status.value}, or is being published", "Cancel it first, or wait for its end."
-        )
-        if not job.status.terminal or job.republish is not None:
-            raise busy
-        folder = self._settings.job_folder(job_id)
-        if folder.exists():
-            shutil.rmtree(folder)
-        if not self._repository.delete(job_id):
-            raise busy
+    def resume(self, job_id: str) -> JobView:
+        """Raises: KnownError ``job_ended``, ``job_not_paused``."""
+        if self._repository.resume(job_id) is JobStatus.QUEUED:
+            wake(self._celery, job_id)
+        return self.get(job_id)
+
+    def checkpoints(self, job_id: str) -> CheckpointList:
+        """The stages of a job that are finished, and still kept."""
+        finished: list[tuple[float, CheckpointView]] = []
+        for record in (self._settings.job_folder(job_id) / "work").glob("[!.]*/stage.json"):
+            with suppress(FileNotFoundError):  # swept, or deleted, meanwhile
+                shown = CheckpointView(
+                    stage=record.parent.name.rpartition("-")[0],
+                    seconds=read_json(record)["seconds"],
+                    bytes=sum(file.stat().st_size for file in record.parent.rglob("*") if file.is_file()),
+                )
+                finished.append((record.stat().st_mtime, shown))
+        return CheckpointList(data=[shown for _, shown in sorted(finished, key=lambda pair: pair[0])])
+
+    def delete(self, job_id: str) -> None:
+        """Raises: KnownError ``job_busy``."""
+        if not delete_job(self._repository, self._settings.job_folder(job_id), job_id):
+            status = self._repository.status(job_id)
+            raise KnownError(
+                "job_busy", f"the job is {status.value}, or is being published", "Cancel it first, or wait for its end."
+            )
 
     def republish(self, job_id: str, request: RepublishRequest, token: str | None) -> JobView:
         """Raises: KnownError ``result_not_ready``, ``publish_target_missing``, ``publish_in_progress``."""
@@ -242,10 +263,12 @@ def _data_settings(given: DatasetInput | None) -> DataSettings:
     return DataSettings(**given.model_dump(include=set(DataSettings.model_fields))) if given else DataSettings()
 
 
-def view(job: Job) -> JobView:
-    """A record as the API shows it."""
+def _view(job: Job, retention_days: float) -> JobView:
     base = f"/v1/jobs/{job.id}"
-    names = ("events", "logs", "cancel", "republish", "report", "manifest", "artifacts")
+    names = (
+        "events", "logs", "cancel", "pause", "resume", "republish", "checkpoints", "report", "manifest", "artifacts"
+    )  # fmt: skip
+    expires = bool(retention_days) and job.finished_at is not None
     urls = JobUrls(self=base, **{name: f"{base}/{name}" for name in names})
     result = None
     if job.result is not None:
@@ -254,9 +277,11 @@ def view(job: Job) -> JobView:
         {
             "id": job.id,
             "status": job.status,
+            "pausing": job.pausing,
             "phase": job.phase,
             "progress": job.progress,
             "attempts": job.attempts,
+            "cost": {"actual_seconds": job.spent_ms / 1000},
             "request": job.request,
             "resolved": job.resolved,
             "metadata": job.metadata,
@@ -266,6 +291,7 @@ def view(job: Job) -> JobView:
             "created_at": _time(job.created_at),
             "started_at": _time(job.started_at),
             "finished_at": _time(job.finished_at),
+            "expires_at": _time((job.finished_at or 0) + round(retention_days * 86_400_000)) if expires else None,
             "urls": urls,
         }
     )

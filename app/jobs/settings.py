@@ -51,6 +51,9 @@ class StoreSettings(BaseSettings):
         description="Redis or Valkey: broker, job store and event log; default: that of `known serve`, where it runs",
     )
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its job")
+    job_retention_days: float = Field(
+        30, ge=0, description="a job is deleted so long after it has ended, with its files; 0: never"
+    )
     max_running_jobs: int = Field(0, ge=0, description="of a tenant at once; 0: any number")
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
 

@@ -198,6 +198,24 @@ def jobs_cancel(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = 
         _print_job(client.cancel(job_id), as_json, fail=False)
 
 
+@jobs_app.command("pause")
+def jobs_pause(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Stop a job and keep what is finished, until it is resumed."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        _print_job(client.pause(job_id), as_json)
+
+
+@jobs_app.command("resume")
+def jobs_resume(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Go on with a paused job, after its last finished stage."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        _print_job(client.resume(job_id), as_json)
+
+
 @jobs_app.command("republish")
 def jobs_republish(
     job_id: str,
@@ -270,6 +288,10 @@ def _print_job(job: dict[str, Any], as_json: bool, fail: bool = True) -> None:
         print(json.dumps(job, indent=2))
     else:
         print(f"{job['id']} {job['status']}")
+        if job["status"] == "paused":
+            print(f"It holds no worker, and its finished stages are kept: known jobs resume {job['id']}")
+        elif job["pausing"]:
+            print("It pauses as soon as its worker has stopped.")
         if job["result"]:
             print(f"selected: {job['result']['selected']}")
         if job["result"] and job["result"]["hub_url"]:
