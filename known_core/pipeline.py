@@ -10,12 +10,13 @@ goes on where it was, and on a CPU ends with the same bytes.
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from known_core import evaluation
@@ -36,13 +37,12 @@ from known_core.inputs import (
     lay_out,
     open_laid_out,
     open_sources,
-    paths_of,
     resolve_task,
 )
 from known_core.manifest import processor, write_manifest
 from known_core.nowcast import help_nowcast, nowcast, plan_shards
 from known_core.report import build_report, describe_trajectory, render_markdown
-from known_core.spec import Control, JobSpec, candidate_names
+from known_core.spec import Control, JobSpec, candidate_names, paths_of
 from known_core.stages import Stages
 from known_core.tasks.base import Scores
 from known_core.tasks.opened import OpenTask
@@ -72,13 +72,14 @@ def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
     return inspect_inputs(spec, open_sources(spec) if sources is None else sources)
 
 
-def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
+def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None = None) -> Path:
     """Run a job, or the rest of it.
 
     Args:
         spec: what to do.
         folder: the job's own; ``work`` and ``artifacts`` are made below it.
         emit: takes each event.
+        facts: more of what the manifest says of the run; nothing of the result depends on them.
 
     Returns:
         The artifacts folder: every candidate, report.json, report.md and manifest.json.
@@ -86,16 +87,28 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
     Raises:
         KnownError: what the inputs or the training did wrong.
     """
-    summary = inspect(spec)
-    emit({"type": "status", "status": "running"})
     try:
-        return _Run(spec, folder, Reporter(emit), summary).run()
+        summary = inspect(spec)
+        emit({"type": "status", "status": "running"})
+        return _Run(spec, folder, Reporter(emit), summary, facts or {}).run()
     except torch.OutOfMemoryError as error:
         raise KnownError(
             "out_of_memory", f"the GPU's memory ran out: {str(error)[:200]}",
             "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a larger GPU.",
         ) from error  # fmt: skip
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        raise KnownError(
+            "out_of_memory", f"this machine's memory ran out: {str(error)[:200] or type(error).__name__}",
+            "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a machine with more memory.",
+        ) from error  # fmt: skip
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise KnownError(
+                "file_too_large", f"a file below {folder} would be larger than one may be here",
+                "Set output.max_shard_size; the operator sets the limit with KNOWN_TRAINER_FILE_BYTES.",
+            ) from error  # fmt: skip
         if error.errno != errno.ENOSPC:
             raise
         raise KnownError(
@@ -164,8 +177,11 @@ def hypermodel_of(spec: JobSpec) -> Path:
 
 
 class _Run:
-    def __init__(self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any]) -> None:
+    def __init__(
+        self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any], facts: Mapping[str, Any]
+    ) -> None:
         self._spec, self._folder, self._reporter, self._summary = spec, folder, reporter, summary
+        self._facts = facts
         self._stages = Stages(folder / "work")
         self._device = default_device()
         self._names = _names(spec)
@@ -437,6 +453,7 @@ class _Run:
                 "device": str(self._device),
                 "processor": processor(self._device),
                 "engine": self._known.engine.name,
+                **self._facts,
             },
         )
 
