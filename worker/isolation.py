@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from known_core.errors import KnownError
 from known_core.processes import die_with_parent
 from worker.linux.calls import call
-from worker.linux.landlock import CHANGE, DEVICE, LIST, READ, SCOPES_FROM, UNLISTED, Landlock
+from worker.linux.landlock import CHANGE, DEVICE, LINK, LIST, READ, SCOPES_FROM, UNLISTED, Landlock
 from worker.linux.mounts import NODEV, NOSUID, READ_ONLY, new_root
 from worker.linux.seccomp import refuse_calls
 
@@ -101,6 +101,12 @@ class Isolation:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
         lacking = f"nothing protects {', '.join(self.lacking)}" if self.lacking else "all promises are kept"
         return f"isolation by {', '.join(self.mechanisms) or 'nothing'}; {lacking} ({reasons or 'all mechanisms work'})"
+
+
+def import_path() -> str:
+    """PYTHONPATH with which another process runs the code that this one does."""
+    ours = str(Path(__file__).parents[1])
+    return os.pathsep.join(dict.fromkeys([ours, *(path for path in sys.path if path)]))
 
 
 def uid_of(job_id: str, first: int) -> int:
@@ -223,7 +229,7 @@ def check(settings: "WorkerSettings") -> Isolation | None:
         hand_over(Path(wanted.home), wanted.uid)
         done = subprocess.run(
             [sys.executable, "-P", "-m", "worker.isolation"],
-            env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **wanted.environment()},
+            env={"PYTHONPATH": import_path(), **wanted.environment()},
             capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     if done.returncode == 0:
@@ -290,14 +296,15 @@ class _Confining:
         os.setresuid(self._wanted.uid, self._wanted.uid, self._wanted.uid)
 
     def _landlock(self) -> None:
-        landlock, rules = Landlock(self._wanted.sandboxed), dict.fromkeys(self._reads, READ)
-        rules |= dict.fromkeys(_source_folders(), LIST)  # an import looks for names there; the files are not readable
-        rules |= dict.fromkeys(self._devices, DEVICE) | dict.fromkeys(self._writes, CHANGE)
+        landlock, rules = Landlock(self._wanted.sandboxed), dict.fromkeys(_source_folders(), LIST)
+        rules |= dict.fromkeys(self._reads, READ) | dict.fromkeys(self._devices, DEVICE)
+        if self._wanted.sandboxed:
+            rules |= dict.fromkeys(self._writes, CHANGE)
+        else:
+            named = [os.environ[name] for name in _CERTIFICATES if name in os.environ]
+            rules |= dict.fromkeys(map(Path, (*_NETWORK_READS, *named)), READ)
+            rules |= dict.fromkeys(self._writes, CHANGE | LINK)  # the Hub's cache is made of links
         rules[_SHM] = UNLISTED  # where it is shared, its names are secrets
-        if not self._wanted.sandboxed:
-            rules |= dict.fromkeys(
-                map(Path, (*_NETWORK_READS, *filter(None, map(os.environ.get, _CERTIFICATES)))), READ
-            )
         for path, access in rules.items():
             if path.exists():
                 landlock.allow(path, access)
@@ -316,7 +323,10 @@ def _interpreter() -> list[Path]:
 
 
 def _source_folders() -> list[Path]:
-    """Folders of the import path that hold this program's packages, and may hold anything else: a checkout."""
+    """Folders of the import path that hold this program's packages, and may hold anything else: a checkout.
+
+    An import looks for names there; only the packages can be read.
+    """
     return [Path(path) for path in sys.path if path and (Path(path) / _OUR_PACKAGES[-1]).is_dir()]
 
 

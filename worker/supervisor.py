@@ -26,7 +26,7 @@ from app.jobs.settings import RUN, HubAccess
 from known_core.errors import KnownError
 from known_core.files import write_json
 from known_core.spec import JobSpec, paths_of
-from worker.isolation import confinement, hand_over, take_back
+from worker.isolation import confinement, hand_over, import_path, take_back
 from worker.messages import TERMINAL, error_message
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
@@ -305,8 +305,8 @@ def _start(
     names = _ENVIRONMENT if sandboxed else (*_ENVIRONMENT, *_NETWORK)
     temporary = home / TEMPORARY
     temporary.mkdir(parents=True, exist_ok=True)
-    mine = [folder / SPEC, *filter(None, [os.environ.get("KNOWN_HYPERMODEL")])]
-    confined = confinement(settings, folder.name, home, [*mine, *reads], writes, sandboxed)
+    hypermodel = [Path(os.environ[name]) for name in ("KNOWN_HYPERMODEL",) if name in os.environ]
+    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed)
     if confined is not None and sandboxed:
         hand_over(home, confined.uid)
     process = subprocess.Popen(
@@ -322,7 +322,7 @@ def _start(
             **(confined.environment() if confined is not None else {}),
             "HOME": str(home),
             "TMPDIR": str(temporary),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONPATH": import_path(),
             "TOKENIZERS_PARALLELISM": "false",
         },
         pass_fds=descriptors,

@@ -20,6 +20,7 @@ READ = _EXECUTE | _READ_FILE | _READ_DIR
 CHANGE = (  # everything but to execute, and to make links, devices and sockets
     _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER | _TRUNCATE
 )
+LINK = 1 << 12  # symbolic ones
 DEVICE = READ | _WRITE_FILE | _IOCTL_DEV
 UNLISTED = _READ_FILE | _WRITE_FILE | _MAKE_REG | _REMOVE_FILE | _TRUNCATE  # files of known names alone
 SCOPES_FROM = 6  # the version that keeps signals and abstract sockets inside
