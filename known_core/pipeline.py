@@ -10,7 +10,8 @@ goes on where it was, and on a CPU ends with the same bytes.
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,10 +88,21 @@ def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None
     Raises:
         KnownError: what the inputs or the training did wrong.
     """
-    try:
+    with said_clearly(folder):
         summary = inspect(spec)
         emit({"type": "status", "status": "running"})
         return _Run(spec, folder, Reporter(emit), summary, facts or {}).run()
+
+
+@contextmanager
+def said_clearly(folder: Path) -> Iterator[None]:
+    """What a machine runs out of, as an error that a user can act on.
+
+    Raises:
+        KnownError: ``out_of_memory``, ``disk_full``, ``file_too_large``.
+    """
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise KnownError(
             "out_of_memory", f"the GPU's memory ran out: {str(error)[:200]}",
@@ -100,13 +112,13 @@ def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
             raise
         raise KnownError(
-            "out_of_memory", f"this machine's memory ran out: {str(error)[:200] or type(error).__name__}",
+            "out_of_memory", f"the machine's memory ran out: {str(error)[:200] or type(error).__name__}",
             "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a machine with more memory.",
         ) from error  # fmt: skip
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise KnownError(
-                "file_too_large", f"a file below {folder} would be larger than one may be here",
+                "file_too_large", f"a file below {folder} would be larger than a job may write",
                 "Set output.max_shard_size; the operator sets the limit with KNOWN_TRAINER_FILE_BYTES.",
             ) from error  # fmt: skip
         if error.errno != errno.ENOSPC:

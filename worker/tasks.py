@@ -62,7 +62,7 @@ def _check_isolation(**_: Any) -> None:
     if found is None:
         _log.warning("KNOWN_ISOLATION is off: whoever finds a bug in what reads a model has this worker's rights")
     else:
-        _log.log(logging.WARNING if found.lacking else logging.INFO, "%s", found)
+        _log.log(logging.WARNING if found.reasons else logging.INFO, "%s", found)
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]

@@ -42,11 +42,13 @@ class Attempts:
 
     def socket_of_a_path(self) -> Any:
         with socket.socket(socket.AF_UNIX) as sender:
-            return sender.connect(self._targets["unix"]) or "connected"
+            sender.connect(self._targets["unix"])
+            return "connected"
 
     def abstract_socket(self) -> Any:
         with socket.socket(socket.AF_UNIX) as sender:
-            return sender.connect("\0" + self._targets["abstract"]) or "connected"
+            sender.connect("\0" + self._targets["abstract"])
+            return "connected"
 
     def environment(self) -> Any:
         return [name for name, value in os.environ.items() if self._targets["canary"] in value]
@@ -97,7 +99,8 @@ class Attempts:
         return [name for name in os.listdir("/dev/shm") if name == self._targets["shared"]]  # noqa: PTH208
 
     def signal_the_supervisor(self) -> Any:
-        return os.kill(self._parent, 0) or "sent"
+        os.kill(self._parent, 0)
+        return "sent"
 
     def trace_the_supervisor(self) -> Any:
         seize, detach = 0x4206, 17
@@ -107,7 +110,8 @@ class Attempts:
         return libc.ptrace(detach, self._parent, None, None) or "traced"
 
     def become_root(self) -> Any:
-        return os.setuid(0) or "root"
+        os.setuid(0)
+        return "root"
 
     def mount(self) -> Any:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -120,10 +124,12 @@ class Attempts:
         return _in_a_child(os.setsid)
 
     def plant_a_link(self) -> Any:
-        return Path("planted").symlink_to(self._targets["secret_key"]) or "linked"
+        Path("planted").symlink_to(self._targets["secret_key"])
+        return "linked"
 
     def plant_a_hard_link(self) -> Any:
-        return Path("hard").hardlink_to(self._targets["upload"]) or "linked"
+        Path("hard").hardlink_to(self._targets["upload"])
+        return "linked"
 
     def file_above_the_limit(self) -> Any:
         with open("large", "wb") as stream:  # noqa: PTH123
@@ -199,7 +205,8 @@ class Duties:
     def torch_with_shared_memory(self) -> Any:
         import torch
 
-        shared = torch.ones(300, 300).share_memory_()
+        shared: Any = torch.ones(300, 300)
+        shared.share_memory_()
         return float((shared @ shared).sum()) > 0
 
     def a_compiler(self) -> Any:
@@ -225,6 +232,15 @@ def _in_a_child(act: Callable[[], Any]) -> Any:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def _leave_behind(events: int) -> int:
+    """A child that nobody waits for."""
+    child = os.fork()
+    if child == 0:
+        os.close(events)
+        signal.pause()
+    return child
+
+
 def outcomes(tries: Any) -> dict[str, str | None]:
     """What each attempt got; None where it failed."""
     got: dict[str, str | None] = {}
@@ -247,6 +263,7 @@ def main(folder: Path, events: int) -> int:
         "duties": outcomes(Duties(targets)),
         "attempts": outcomes(Attempts(targets, events)),
     }
+    results["left_behind"] = _leave_behind(events)
     Path("results.json").write_text(json.dumps(results))
     return 0
 

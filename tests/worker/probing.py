@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ def settings_of(folder: Path, isolation: Any) -> WorkerSettings:
         trainer_file_bytes=FILE_BYTES,
         trainer_processes=PROCESSES,
     )
+
+
+def _runs(status: Path) -> bool:
+    """Whether a process runs; its status is "Z" once it has ended and nobody has asked."""
+    try:
+        return status.read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def results_of(job: Path) -> dict[str, Any]:
+    return dict(json.loads((job / "run" / "results.json").read_text()))
 
 
 def probe(folder: Path, settings: WorkerSettings, store_port: int, store_pid: int, api_port: int) -> dict[str, Any]:
@@ -81,10 +94,14 @@ def probe(folder: Path, settings: WorkerSettings, store_port: int, store_pid: in
         os.close(read_end)
         process.wait()
         _stop(process, 1)
+    outlives = Path(f"/proc/{results_of(job)['left_behind']}/stat")
+    deadline = time.monotonic() + 10
+    while (left := _runs(outlives)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     owner = (job / "run").stat().st_uid
     take_back(job / "run")
-    results = json.loads((job / "run" / "results.json").read_text())
-    return results | {
+    return results_of(job) | {
+        "left_behind": left,
         "owner_of_its_folder": owner,
         "owner_afterwards": {path.lstat().st_uid for path in (job / "run").rglob("*")}.pop(),
         "links_afterwards": [str(path) for path in job.rglob("*") if path.is_symlink()],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from known_core.stack import Stack
 from tests.worker.probe import Attempts, Duties
 from tests.worker.probing import CANARY, SECRETS
-from worker.isolation import import_path, uid_of
+from worker.isolation import hand_over, import_path, take_back, uid_of
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -74,6 +75,7 @@ def test_as_root_the_trainer_reaches_nothing(folder: Path, stack: Stack) -> None
     assert {"netns", "mounts", "uid", "landlock", "seccomp"} <= set(found["isolation"]["mechanisms"])
     assert found["uid"] == found["owner_of_its_folder"] == uid_of("job_probe", 1_900_000_000)
     assert found["owner_afterwards"] == 0
+    assert not found["left_behind"]
 
 
 def test_as_an_ordinary_user_the_trainer_reaches_nothing(folder: Path, stack: Stack) -> None:
@@ -84,6 +86,7 @@ def test_as_an_ordinary_user_the_trainer_reaches_nothing(folder: Path, stack: St
     assert found["isolation"]["lacking"] == []
     assert {"landlock", "scopes", "seccomp"} <= set(found["isolation"]["mechanisms"])
     assert set(found["isolation"]["reasons"]) == {"netns", "mounts", "uid"}
+    assert not found["left_behind"]
 
 
 @as_root
@@ -98,3 +101,86 @@ def test_without_isolation_an_ordinary_user_reaches_what_is_that_user_s(folder: 
     found = run_probe(folder, stack, "off", as_nobody())
     assert {name for name, got in found["attempts"].items() if got} >= names(Attempts) - NEVER - NEED_ROOT
     assert found["isolation"] is None
+
+
+def python(script: str, *arguments: str, prefix: list[str] | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*(prefix or []), sys.executable, "-P", "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": import_path()}, cwd=ROOT, capture_output=True, text=True, check=False,
+        timeout=200,
+    )  # fmt: skip
+
+
+WITHOUT_LANDLOCK = """
+import sys
+from pathlib import Path
+from worker.isolation import _no_dumps, check
+from worker.linux.seccomp import refuse_calls
+from worker.settings import WorkerSettings
+_no_dumps()
+refuse_calls(["landlock_create_ruleset"])  # as on a kernel that has none
+print(check(WorkerSettings(data_dir=Path(sys.argv[1]), isolation=sys.argv[2])))
+"""
+
+
+def test_what_a_machine_cannot_do_is_said_and_refused_where_it_is_required(folder: Path) -> None:
+    said = python(WITHOUT_LANDLOCK, str(folder), "auto", prefix=as_nobody())
+    assert "nothing protects files, processes, signals" in said.stdout, said.stderr
+    assert "landlock_create_ruleset: Operation not permitted" in said.stdout
+    refused = python(WITHOUT_LANDLOCK, str(folder), "required", prefix=as_nobody())
+    assert refused.returncode != 0
+    assert "isolation_incomplete" in refused.stderr
+    assert python(WITHOUT_LANDLOCK, str(folder), "off", prefix=as_nobody()).stdout == "None\n"
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy, torch
+from known_core.errors import KnownError
+from known_core.pipeline import said_clearly
+from worker.isolation import Limits, _limit
+_limit(Limits(file_bytes=1 << 20, memory_bytes=4 << 30))
+def write():
+    with open(sys.argv[1], "wb") as stream:
+        stream.write(bytes(2 << 20))
+for exhaust in (lambda: torch.empty(8 << 30, dtype=torch.uint8), lambda: numpy.ones(8 << 30, numpy.uint8), write):
+    try:
+        with said_clearly(Path("job")):
+            exhaust()
+    except KnownError as error:
+        print(error.code)
+"""
+
+
+def test_a_process_that_meets_its_limits_says_so(tmp_path: Path) -> None:
+    done = python(MEMORY, str(tmp_path / "large"))
+    assert done.stdout.split() == ["out_of_memory", "out_of_memory", "file_too_large"], done.stderr
+
+
+@as_root
+def test_handing_over_and_taking_back_touches_only_a_job_s_own(tmp_path: Path) -> None:
+    """An input that has a second name in the job's folder stays its owner's; no link is followed."""
+    run, uid = tmp_path / "job" / "run", uid_of("job_a", 1_900_000_000)
+    (run / "work").mkdir(parents=True)
+    for path in (tmp_path / "input", run / "work" / "made"):
+        path.write_text("x")
+    (run / "work" / "linked").hardlink_to(tmp_path / "input")
+    (run / "work" / "outside").symlink_to(tmp_path / "input")
+    os.mkfifo(run / "work" / "pipe")
+    hand_over(run, uid)
+    assert {path.stat().st_uid for path in (run, run / "work", run / "work" / "made")} == {uid}
+    assert (tmp_path / "input").stat().st_uid == 0
+    take_back(run)
+    assert sorted(path.name for path in run.rglob("*")) == ["linked", "made", "work"]
+    assert {path.stat().st_uid for path in (run, *run.rglob("*"))} == {0}
+    shutil.rmtree(run)
+    run.symlink_to(tmp_path)
+    take_back(run)
+    assert (tmp_path / "input").exists()
+
+
+def test_jobs_have_different_uids() -> None:
+    uids = {uid_of(f"job_{number:024x}", 1_900_000_000) for number in range(1000)}
+    assert len(uids) == 1000
+    assert 1_900_000_000 <= min(uids) <= max(uids) < 2_147_352_576  # from there on others begin: systemd's uids-gids

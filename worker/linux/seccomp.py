@@ -4,6 +4,7 @@ import ctypes
 import errno
 import platform
 import struct
+from collections.abc import Sequence
 
 from worker.linux.calls import call, number
 
@@ -19,13 +20,13 @@ _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
-def refuse_calls() -> None:
+def refuse_calls(names: Sequence[str] = REFUSED) -> None:
     """From here on the refused calls end with EPERM, in every thread and child to come.
 
     Raises:
         NotImplementedError: on a processor whose numbers are not known here.
     """
-    checks = [*((_IF_EQUAL, number(name)) for name in REFUSED), (_IF_AT_LEAST, _X32)]
+    checks = [*((_IF_EQUAL, number(name)) for name in names), (_IF_AT_LEAST, _X32)]
     program = [  # struct seccomp_data has the call's number at 0, and at 4 for which processor it is
         (_LOAD, 0, 0, 4),
         (_IF_EQUAL, 1, 0, _ARCHITECTURE[platform.machine()]),
