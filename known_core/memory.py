@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory, or the allocator's of a CPU, ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, Exception) and bool(should_reduce_batch_size(error))
     )
 

@@ -10,7 +10,8 @@ goes on where it was, and on a CPU ends with the same bytes.
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,14 +37,13 @@ from known_core.inputs import (
     lay_out,
     open_laid_out,
     open_sources,
-    paths_of,
     resolve_task,
 )
 from known_core.manifest import processor, write_manifest
 from known_core.memory import free_memory, halving, ran_out_of_memory
 from known_core.nowcast import help_nowcast, nowcast, plan_shards
 from known_core.report import build_report, describe_trajectory, render_markdown
-from known_core.spec import Control, ForgettingSettings, JobSpec, candidate_names
+from known_core.spec import Control, ForgettingSettings, JobSpec, candidate_names, paths_of
 from known_core.stages import Stages
 from known_core.tasks.base import Scores
 from known_core.tasks.opened import OpenTask
@@ -75,13 +75,14 @@ def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
     return inspect_inputs(spec, open_sources(spec) if sources is None else sources)
 
 
-def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
+def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None = None) -> Path:
     """Run a job, or the rest of it.
 
     Args:
         spec: what to do.
         folder: the job's own; ``work`` and ``artifacts`` are made below it.
         emit: takes each event.
+        facts: more of what the manifest says of the run; nothing of the result depends on them.
 
     Returns:
         The artifacts folder: every candidate, report.json, report.md and manifest.json.
@@ -89,15 +90,31 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
     Raises:
         KnownError: what the inputs or the training did wrong.
     """
-    summary = inspect(spec)
-    emit({"type": "status", "status": "running"})
+    with said_clearly(folder):
+        summary = inspect(spec)
+        emit({"type": "status", "status": "running"})
+        return _Run(spec, folder, Reporter(emit), summary, facts or {}).run()
+
+
+@contextmanager
+def said_clearly(folder: Path) -> Iterator[None]:
+    """What a machine runs out of, as an error that a user can act on.
+
+    Raises:
+        KnownError: ``out_of_memory``, ``disk_full``, ``file_too_large``.
+    """
     try:
-        return _Run(spec, folder, Reporter(emit), summary).run()
-    except RuntimeError as error:
+        yield
+    except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
-        raise _out_of_memory(str(error)) from error
+        raise _out_of_memory(str(error) or type(error).__name__) from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise KnownError(
+                "file_too_large", f"a file below {folder} would be larger than a job may write",
+                "Set output.max_shard_size; the operator sets the limit with KNOWN_TRAINER_FILE_BYTES.",
+            ) from error  # fmt: skip
         if error.errno != errno.ENOSPC:
             raise
         raise KnownError(
@@ -173,8 +190,11 @@ def hypermodel_of(spec: JobSpec) -> Path:
 
 
 class _Run:
-    def __init__(self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any]) -> None:
+    def __init__(
+        self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any], facts: Mapping[str, Any]
+    ) -> None:
         self._spec, self._folder, self._reporter, self._summary = spec, folder, reporter, summary
+        self._facts = facts
         self._stages = Stages(folder / "work")
         self._device = default_device()
         self._names = _names(spec)
@@ -489,6 +509,7 @@ class _Run:
                 "device": str(self._device),
                 "processor": processor(self._device),
                 "engine": self._known.engine.name,
+                **self._facts,
             },
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from app.jobs.deletion import delete_job, remove_folder
 from app.jobs.repository import JobNotFound, JobRepository
+from app.jobs.settings import RUN
 from known_core.files import atomic_path
 from worker.periodic import Periodic
 from worker.settings import WorkerSettings
@@ -20,7 +21,7 @@ from worker.settings import WorkerSettings
 _log = logging.getLogger(__name__)
 Sweep = Callable[[], int]
 ORPHAN_S = 24 * 3600  # a folder without a job is left alone for so long
-_INNER = ("work", "cache", "hub")  # of a job's folder: nothing but running it reads these
+_INNER = (f"{RUN}/work", f"{RUN}/cache", "hub")  # of a job's folder: nothing but running it reads these
 _OWNER = "store-id"  # beside the jobs' folders: the store that knows them
 _MS_PER_HOUR, _MS_PER_DAY = 3_600_000, 86_400_000
 _AT_ONCE = 500  # records looked up in one round trip

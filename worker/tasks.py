@@ -1,5 +1,6 @@
 """The Celery side: one task, which is a wake-up by id. ``celery --app worker.tasks worker``."""
 
+import logging
 import os
 import signal
 from contextlib import suppress
@@ -10,13 +11,16 @@ from celery import Celery, signals
 
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobNotFound, JobRepository, connect
+from known_core.errors import KnownError
 from known_core.processes import die_with_parent
+from worker.isolation import check
 from worker.periodic import Periodic
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 from worker.sweeper import Sweeper, sweeps
 
+_log = logging.getLogger(__name__)
 settings = WorkerSettings()
 celery: Celery = make_celery(settings.redis_url)
 _STOP_SIGNAL = signal.SIGUSR2  # from the main process to the one that supervises
@@ -55,6 +59,19 @@ def _supervisor() -> Supervisor:
             call_helpers(celery, job_id, helpers)
 
     return Supervisor(JobRepository(connect(settings.redis_url)), settings, _stopping.is_set, call)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _check_isolation(**_: Any) -> None:
+    """Say what this machine cannot do; where the settings require it, do not start."""
+    try:
+        found = check(settings)
+    except KnownError as error:
+        raise SystemExit(str(error)) from error
+    if found is None:
+        _log.warning("KNOWN_ISOLATION is off: whoever finds a bug in what reads a model has this worker's rights")
+    else:
+        _log.log(logging.WARNING if found.reasons else logging.INFO, "%s", found)
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]

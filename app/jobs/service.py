@@ -208,7 +208,7 @@ class JobService:
     def checkpoints(self, job_id: str) -> CheckpointList:
         """The stages of a job that are finished, and still kept."""
         finished: list[tuple[float, CheckpointView]] = []
-        for record in (self._settings.job_folder(job_id) / "work").glob("[!.]*/stage.json"):
+        for record in (self._settings.run_folder(job_id) / "work").glob("[!.]*/stage.json"):
             with suppress(FileNotFoundError):  # swept, or deleted, meanwhile
                 shown = CheckpointView(
                     stage=record.parent.name.rpartition("-")[0],

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from known_core.hub import Hub
 
 
+RUN = "run"
+
+
 class HubAccess(BaseModel):
     """What a process needs to reach the Hub; the token shows in no representation.
 
@@ -83,3 +86,7 @@ class StoreSettings(BaseSettings):
 
     def job_folder(self, job_id: str) -> Path:
         return self.data / "jobs" / job_id
+
+    def run_folder(self, job_id: str) -> Path:
+        """What the trainer writes: all else in the job's folder it can only read."""
+        return self.job_folder(job_id) / RUN

@@ -59,7 +59,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_was(
     assert {"inputs", "evaluation-unchanged", "fan-0"} <= {stage["stage"] for stage in listed}
     assert all(stage["bytes"] > 0 for stage in listed)
     assert job_id in [job["id"] for job in client.jobs(status="paused")["data"]]
-    work = stack.logs.parent / "jobs" / job_id / "work"
+    work = stack.logs.parent / "jobs" / job_id / "run" / "work"
     kept = {path: path.stat().st_mtime_ns for path in work.glob("[!.]*/stage.json")}
     with pytest.raises(KnownError, match="job_busy"):
         client.delete(job_id)

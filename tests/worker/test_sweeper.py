@@ -31,11 +31,13 @@ def made(repository: JobRepository, settings: WorkerSettings, end: JobStatus | N
     repository.create(job_id, "local", {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}})
     fence = repository.claim(job_id, "owner", 60, 3) or 0
     folder = settings.job_folder(job_id)
-    (folder / "work" / "fan-0-abc" / "state").mkdir(parents=True)
-    (folder / "work" / "fan-0-abc" / "state" / "model.safetensors").write_bytes(b"weights")
-    (folder / "cache").mkdir()
+    (folder / "run" / "work" / "fan-0-abc" / "state").mkdir(parents=True)
+    (folder / "run" / "work" / "fan-0-abc" / "state" / "model.safetensors").write_bytes(b"weights")
+    (folder / "run" / "cache").mkdir()
     (folder / "log.txt").write_text("attempt 1\n")
-    link_or_copy(folder / "work/fan-0-abc/state/model.safetensors", folder / "artifacts/continued/model.safetensors")
+    link_or_copy(
+        folder / "run/work/fan-0-abc/state/model.safetensors", folder / "run/artifacts/continued/model.safetensors"
+    )
     if end is JobStatus.CANCELED:
         repository.cancel(job_id)
         repository.release(job_id, fence, attempt_counts=True)
@@ -56,7 +58,7 @@ def test_jobs_past_their_time_are_deleted_with_their_files(repository: JobReposi
         assert not settings.job_folder(job_id).exists()
         assert not repository.exists(job_id)
     for job_id in (running, publishing):
-        assert (settings.job_folder(job_id) / "artifacts/continued/model.safetensors").is_file()
+        assert (settings.job_folder(job_id) / "run/artifacts/continued/model.safetensors").is_file()
         assert repository.exists(job_id)
     repository.republished(publishing, repository.claim(publishing, "owner", 60, 3) or 0, {})
     assert remove_expired(repository, settings) == 1
@@ -114,10 +116,11 @@ def test_stages_of_ended_jobs_go_and_artifacts_stay(repository: JobRepository, s
     assert remove_stages(repository, later) == 0
     assert remove_stages(repository, settings) == 1
     folder = settings.job_folder(ended)
-    assert sorted(path.name for path in folder.iterdir()) == ["artifacts", "log.txt"]
-    assert (folder / "artifacts/continued/model.safetensors").read_bytes() == b"weights"
+    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "run"]
+    assert [path.name for path in (folder / "run").iterdir()] == ["artifacts"]
+    assert (folder / "run/artifacts/continued/model.safetensors").read_bytes() == b"weights"
     for job_id in (running, paused):
-        assert (settings.job_folder(job_id) / "work/fan-0-abc/state/model.safetensors").is_file()
+        assert (settings.job_folder(job_id) / "run/work/fan-0-abc/state/model.safetensors").is_file()
     assert remove_stages(repository, settings) == 0
 
 
