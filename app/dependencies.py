@@ -11,6 +11,8 @@ from app.jobs.service import JobService
 from app.keys.caller import LOCAL, Caller
 from app.settings import AppSettings
 from app.uploads.service import UploadService
+from app.webhooks.repository import DeliveryNotFound, WebhookRepository
+from app.webhooks.service import WebhookService
 
 
 def _settings(request: Request) -> AppSettings:
@@ -37,6 +39,14 @@ def _artifacts(request: Request) -> ArtifactService:
     return cast(ArtifactService, request.app.state.artifacts)
 
 
+def _webhooks(request: Request) -> WebhookService:
+    return cast(WebhookService, request.app.state.webhooks)
+
+
+def _deliveries(request: Request) -> WebhookRepository:
+    return cast(WebhookRepository, request.app.state.deliveries)
+
+
 def _caller() -> Caller:
     return LOCAL
 
@@ -52,11 +62,24 @@ def _own_job(
     return job_id
 
 
+def _own_delivery(
+    delivery_id: Annotated[str, Path(pattern=r"^msg_[0-9a-f]{24}$", examples=["msg_0123456789abcdef01234567"])],
+    caller: Annotated[Caller, Depends(_caller)],
+    deliveries: Annotated[WebhookRepository, Depends(_deliveries)],
+) -> str:
+    """The id of a delivery that is there and the caller's. Raises: DeliveryNotFound, also where it is another's."""
+    if deliveries.tenant(delivery_id) != caller.tenant:
+        raise DeliveryNotFound(delivery_id)
+    return delivery_id
+
+
 Settings = Annotated[AppSettings, Depends(_settings)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Repository = Annotated[JobRepository, Depends(_repository)]
 Events = Annotated[EventService, Depends(_events)]
 Uploads = Annotated[UploadService, Depends(_uploads)]
 Artifacts = Annotated[ArtifactService, Depends(_artifacts)]
+Webhooks = Annotated[WebhookService, Depends(_webhooks)]
 Who = Annotated[Caller, Depends(_caller)]
 JobId = Annotated[str, Depends(_own_job)]
+DeliveryId = Annotated[str, Depends(_own_delivery)]

@@ -19,11 +19,16 @@ from app.inspection import Inspector
 from app.jobs import endpoints as jobs
 from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
+from app.jobs.secrets import Sealer
 from app.jobs.service import JobService
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
 from app.uploads.repository import UploadRepository
 from app.uploads.service import UploadService
+from app.webhooks import endpoints as webhooks
+from app.webhooks.guard import Guard
+from app.webhooks.repository import WebhookRepository
+from app.webhooks.service import WebhookService
 
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
@@ -33,13 +38,16 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         settings: read from the environment when None.
     """
     settings = settings or AppSettings()
-    repository = JobRepository(connect(settings.redis_url))
+    store = connect(settings.redis_url)
+    repository, deliveries = JobRepository(store), WebhookRepository(store)
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
     event_service = EventService(async_redis)
     inspector = Inspector(settings.inspection_timeout_seconds)
     upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
+
+    webhook_service = WebhookService(deliveries, Sealer(settings), Guard.of(settings))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -60,10 +68,14 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.repository = repository
     api.state.uploads = upload_service
     api.state.events = event_service
+    api.state.webhooks = webhook_service
+    api.state.deliveries = deliveries
     api.state.artifacts = ArtifactService(repository, settings)
-    api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
+    api.state.jobs = JobService(
+        repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
+    )
     problems.install(api)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
+    for router in (jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, health.router):
         api.include_router(router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api

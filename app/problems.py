@@ -17,6 +17,7 @@ from known_core.errors import KnownError
 _log = logging.getLogger(__name__)
 _STATUS = {
     "artifact_not_found": 404,
+    "delivery_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
     "hub_forbidden": 403,

@@ -9,7 +9,9 @@ from celery import Celery, signals
 
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobRepository, connect
+from app.webhooks.repository import WebhookRepository
 from known_core.processes import die_with_parent
+from worker.courier import Courier
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
@@ -19,7 +21,7 @@ celery: Celery = make_celery(settings.redis_url)
 _STOP_SIGNAL = signal.SIGUSR2  # from the main process to the one that supervises
 _stopping = Event()
 _children: list[Any] = []  # the pool, once the worker is ready
-_reapers: list[Reaper] = []
+_threads: list[Reaper | Courier] = []
 
 
 @celery.task(name=WAKE)  # type: ignore[untyped-decorator]
@@ -56,18 +58,20 @@ def _prepare_child(**_: Any) -> None:
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
-def _start_reaper(sender: Any, **_: Any) -> None:
+def _start_threads(sender: Any, **_: Any) -> None:
     _children.append(sender.pool)
     reaper = Reaper(JobRepository(connect(settings.redis_url)), settings, lambda job_id: wake(celery, job_id))
-    reaper.start()
-    _reapers.append(reaper)
+    courier = Courier(WebhookRepository(connect(settings.redis_url)), settings)
+    for thread in (reaper, courier):
+        thread.start()
+        _threads.append(thread)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _stop_children(**_: Any) -> None:
     """A deploy loses nothing: the trainer is stopped, its finished stages stay, the job goes back to the queue."""
-    for reaper in _reapers:
-        reaper.stop()
+    for thread in _threads:
+        thread.stop()
     for pool in _children:
         for pid in pool.info["processes"]:
             os.kill(pid, _STOP_SIGNAL)

@@ -1,7 +1,6 @@
 """Jobs: accept, show, cancel, publish again."""
 
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,13 @@ from app.jobs.schemas import (
 from app.jobs.secrets import Sealer
 from app.jobs.settings import StoreSettings
 from app.keys.caller import Caller
+from app.times import rfc3339 as _time
 from app.uploads.service import UploadService
+from app.webhooks.guard import shown
+from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, sha256_bytes
+from known_core.inputs import pointing_at
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
 Input = ModelInput | StateInput | DatasetInput
@@ -42,12 +45,14 @@ class JobService:
         celery: Celery,
         uploads: UploadService,
         inspector: Inspector,
+        webhooks: WebhookService,
         settings: StoreSettings,
     ) -> None:
         self._repository = repository
         self._celery = celery
         self._uploads = uploads
         self._inspector = inspector
+        self._webhooks = webhooks
         self._settings = settings
         self._sealer = Sealer(settings)
 
@@ -94,16 +99,18 @@ class JobService:
         return self.get(first.job_id)
 
     def _create(self, caller: Caller, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
+        webhook = self._check_webhook(request)
         spec, inspected = self._inspect(caller, request, job_id, token)
         self._repository.create(
             job_id,
             caller.tenant,
             {
-                "request": request.model_dump(mode="json", exclude_unset=True),
+                "request": _shown(request),
                 "spec": spec.model_dump(mode="json"),
                 "hub": inspected["hub"],
                 "resolved": inspected["resolved"],
                 "metadata": request.metadata,
+                **({"webhook": webhook} if webhook else {}),
             },
             self._sealer.seal(token) if token else None,
         )
@@ -112,8 +119,13 @@ class JobService:
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
         """What was understood of the inputs; nothing is recorded."""
+        self._check_webhook(request)
         _, inspected = self._inspect(caller, request, new_job_id(), token)
         return DryRun(resolved=inspected["resolved"])
+
+    def _check_webhook(self, request: EnhanceRequest) -> dict[str, Any] | None:
+        with pointing_at("/webhook/url"):
+            return self._webhooks.accept(request.webhook)
 
     def _inspect(
         self, caller: Caller, request: EnhanceRequest, job_id: str, token: str | None
@@ -211,6 +223,14 @@ class JobService:
         return self.get(job_id)
 
 
+def _shown(request: EnhanceRequest) -> dict[str, Any]:
+    """The request as it is kept and given back: without what the URL of a webhook may hold of secrets."""
+    given = request.model_dump(mode="json", exclude_unset=True)
+    if request.webhook is not None:
+        given["webhook"]["url"] = shown(request.webhook.url)
+    return given
+
+
 def _inputs(request: EnhanceRequest) -> dict[str, Input]:
     """Every input that a request names."""
     named: dict[str, Input | None] = {
@@ -264,9 +284,3 @@ def view(job: Job) -> JobView:
 def etag(job: JobView) -> str:
     """Changes whenever what the API shows of the job changes."""
     return f'"{sha256_bytes(job.model_dump_json().encode())[:32]}"'
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
