@@ -30,7 +30,6 @@ from app.webhooks.guard import shown
 from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, sha256_bytes
-from known_core.inputs import pointing_at
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
 Input = ModelInput | StateInput | DatasetInput
@@ -99,7 +98,7 @@ class JobService:
         return self.get(first.job_id)
 
     def _create(self, caller: Caller, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
-        webhook = self._check_webhook(request)
+        webhook = self._webhooks.accept(request.webhook)
         spec, inspected = self._inspect(caller, request, job_id, token)
         self._repository.create(
             job_id,
@@ -119,13 +118,9 @@ class JobService:
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
         """What was understood of the inputs; nothing is recorded."""
-        self._check_webhook(request)
+        self._webhooks.accept(request.webhook)
         _, inspected = self._inspect(caller, request, new_job_id(), token)
         return DryRun(resolved=inspected["resolved"])
-
-    def _check_webhook(self, request: EnhanceRequest) -> dict[str, Any] | None:
-        with pointing_at("/webhook/url"):
-            return self._webhooks.accept(request.webhook)
 
     def _inspect(
         self, caller: Caller, request: EnhanceRequest, job_id: str, token: str | None

@@ -167,4 +167,4 @@ def _network(allowed: str) -> IPv4Network | IPv6Network | None:
 
 
 def _refused(reason: str, hint: str) -> KnownError:
-    return KnownError("url_refused", f"the webhook's URL is refused: {reason}", hint)
+    return KnownError("url_refused", f"the webhook's URL is refused: {reason}", hint, pointer="/webhook/url")

@@ -91,7 +91,8 @@ def test_http_is_for_development() -> None:
 
 @pytest.mark.parametrize(("allowed", "url", "taken"), [
     (["10.0.0.0/8"], "https://redis/", True), (["10.1.2.3"], "https://redis/", True),
-    (["redis"], "https://redis/", True), (["REDIS"], "https://redis/", True), (["10.0.0.0/9"], "https://localhost/", False),
+    (["redis"], "https://redis/", True), (["REDIS"], "https://redis/", True),
+    (["10.0.0.0/9"], "https://localhost/", False),
     (["127.0.0.0/8"], "https://localhost/", False),  # it has another address too
     (["127.0.0.0/8", "::1"], "https://localhost/", True), (["127.0.0.0/8"], "https://0x7f000001/", False),
     (["redis"], "https://10.1.2.3/", False), (["10.0.0.0/8"], "https://10.1.2.3:9000/", True),
