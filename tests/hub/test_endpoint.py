@@ -6,7 +6,9 @@ from pathlib import Path
 import httpx2
 import pytest
 from huggingface_hub import HfApi
+from pydantic import ValidationError
 
+from app.jobs.schemas import EnhanceRequest
 from known_core.errors import KnownError
 from known_core.hub import Hub, HubRef
 from tests.hub.server import LocalHub
@@ -33,6 +35,19 @@ def test_what_is_no_repository_is_refused(repo_id: str) -> None:
 @pytest.mark.parametrize("repo_id", ["user/x", "user/x.y", "gpt2", "user-1/x_2", "01.ai/yi"])
 def test_repositories_are_taken(repo_id: str) -> None:
     assert HubRef(repo_id).repo_id == repo_id
+
+
+def test_a_request_cannot_name_an_endpoint() -> None:
+    state = {"hub": {"repo_id": "user/x"}}
+    for place in ("endpoint", "url", "host"):
+        for asked in (
+            {"trajectory": [{"hub": {**state["hub"], place: "https://evil.example"}}, *[state] * 4]},
+            {"trajectory": [state] * 5, "output": {"hub": {"repo_id": "user/y", place: "https://evil.example"}}},
+            {"trajectory": [state] * 5, place: "https://evil.example"},
+        ):
+            with pytest.raises(ValidationError, match=f"{place}\n  Extra inputs"):
+                EnhanceRequest.model_validate(asked)
+    EnhanceRequest.model_validate({"trajectory": [state] * 5})
 
 
 def test_a_hub_that_redirects_elsewhere_takes_no_token_along(

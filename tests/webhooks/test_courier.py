@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from standardwebhooks import WebhookVerificationError
 
-from app.jobs.record import JobStatus
+from app.jobs.record import JobStatus, new_job_id
 from app.webhooks.guard import Guard
-from app.webhooks.record import DeliveryStatus
+from app.webhooks.record import DeliveryStatus, delivery_id
 from app.webhooks.repository import DeliveryNotFound
 from tests.webhooks.conftest import RESULT, Bench
 from tests.webhooks.receiver import Receiver, redirect
@@ -59,6 +59,47 @@ def test_only_what_was_asked_for_is_told(
         bench.end_job(receiver.url, status, events=events)
     bench.courier().look()
     assert {json.loads(got.body)["data"]["status"] for got in receiver.received} == told
+
+
+def test_every_way_a_job_ends_is_told_and_nothing_before(bench: Bench) -> None:
+    webhook = {
+        "url": "sealed",
+        "shown": "https://example.com",
+        "statuses": {"succeeded": True, "failed": True, "canceled": True},
+    }
+    jobs, ended = bench.jobs, {}
+    for way in (
+        "canceled in the queue",
+        "canceled, then finished",
+        "canceled, then let go",
+        "canceled, then died",
+        "died",
+    ):
+        job_id = new_job_id()
+        jobs.create(
+            job_id, "local", {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}, "webhook": webhook}
+        )
+        fence = None if way == "canceled in the queue" else jobs.claim(job_id, "owner", 60, 1)
+        if fence is not None:
+            jobs.mark_running(job_id, fence)
+        assert bench.deliveries.tenant(delivery_id(job_id)) is None
+        if way != "died":
+            jobs.cancel(job_id)
+        match way, fence:
+            case "canceled, then finished", int():
+                jobs.finish(job_id, fence, JobStatus.SUCCEEDED, RESULT)
+            case "canceled, then let go", int():
+                jobs.release(job_id, fence, attempt_counts=True)
+            case (("canceled, then died" | "died"), int()):
+                jobs.heartbeat(job_id, fence, 0.001)
+                time.sleep(0.01)
+                assert jobs.claim(job_id, "another", 60, 1) is None
+        ended[way] = bench.delivery(delivery_id(job_id))
+    assert {way: delivery.event for way, delivery in ended.items()} == {
+        way: "job.failed" if way == "died" else "job.canceled" for way in ended
+    }
+    assert json.loads(ended["died"].body())["data"]["error"] == "worker_died"
+    assert json.loads(ended["canceled, then finished"].body())["data"]["conclusion"] is None
 
 
 def test_a_receiver_with_a_fault_is_asked_again_with_the_same_message(bench: Bench, receiver: Receiver) -> None:

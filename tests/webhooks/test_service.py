@@ -73,9 +73,19 @@ def delivery_when(client: Client, job_id: str, enough: Callable[[dict[str, Any]]
 def test_a_job_s_end_is_delivered_and_again_by_hand(
     client: Client, webhook_stack: tuple[Stack, Path], states: list[Path], receiver: Receiver
 ) -> None:
+    server = {**os.environ, "KNOWN_SERVER": webhook_stack[0].url, "COLUMNS": "300"}
+
+    def known(*arguments: str) -> str:
+        command = [sys.executable, "-m", "known_core", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=server, check=False, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     receiver.answers = [500, redirect(301, "https://elsewhere.example/"), 204]
-    job_id = start(client, states, url=f"{receiver.url}?token={QUERY}")
-    assert ended(client, job_id)["status"] == "succeeded", client.logs(job_id)
+    flags = [part for state in states for part in ("--trajectory", str(state))]
+    job = json.loads(known("enhance", *flags, "--webhook", f"{receiver.url}?token={QUERY}", "--wait", "--json"))
+    job_id = job["id"]
+    assert job["request"]["webhook"] == {"url": f"{receiver.url}?…"}
     receiver.wait(3)
     delivery = delivery_when(client, job_id, lambda delivery: delivery["status"] == "delivered")
     assert [attempt["status"] for attempt in delivery["attempts"]] == [500, 301, 204]
@@ -88,22 +98,14 @@ def test_a_job_s_end_is_delivered_and_again_by_hand(
     assert client.report(job_id)["selected"] == message["data"]["selected"]
     assert message["data"]["urls"]["report"] == f"/v1/jobs/{job_id}/report"
 
-    server = {**os.environ, "KNOWN_SERVER": webhook_stack[0].url, "COLUMNS": "300"}
-
-    def known(*arguments: str) -> str:
-        command = [sys.executable, "-m", "known_core", "webhooks", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=server, check=False, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert delivery["id"] in known("redeliver", delivery["id"])
+    assert delivery["id"] in known("webhooks", "redeliver", delivery["id"])
     receiver.wait(4)
     assert receiver.received[3].body == receiver.received[2].body
     assert {got.headers["webhook-id"] for got in receiver.received} == {delivery["id"]}
-    listed = known("deliveries", "--job", job_id)
+    listed = known("webhooks", "deliveries", "--job", job_id)
     assert "the receiver answered 500" in listed
-    assert known("secret").strip() == secret
-    rotated = json.loads(known("secret", "--rotate", "--json"))
+    assert known("webhooks", "secret").strip() == secret
+    rotated = json.loads(known("webhooks", "secret", "--rotate", "--json"))
     assert rotated["secret"] != secret
     assert rotated["previous_expires_at"] > rotated["created_at"]
 
