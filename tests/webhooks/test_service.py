@@ -131,7 +131,7 @@ def test_secrets_of_webhooks_are_written_nowhere(
 
 
 @pytest.mark.parametrize("url", [
-    "https://127.0.0.2/", "http://0x7f000001/", "http://[::1]/", "http://localhost/", "https://nowhere.invalid/",
+    "https://127.0.0.2/", "http://0x7f000001/", "http://[::1]/", "http://169.254.169.254/latest", "https://nowhere.invalid/",
     "gopher://127.0.0.1/",
 ])  # fmt: skip
 def test_a_bad_url_is_refused_before_anything_is_queued(client: Client, states: list[Path], url: str) -> None:
