@@ -11,7 +11,7 @@ from known_core.errors import KnownError
 
 RepoKind = Literal["model", "dataset"]
 _HOST = re.compile(  # a URL; a port or a user; a name with a dot before user/name; the Hub's own names
-    r"(?:[a-z][a-z0-9+.-]*:)?//|[^/]*[:@][^/]*/|[^/]+\.[^/.]+/[^/]+/[^/]+|(?:www\.)?(?:huggingface\.co|hf\.co)/",
+    r"(?:[a-z][a-z0-9+.-]*:)?//|[^/]*(?::[0-9]+|@[^/]*)/|[^/]+\.[^/.]+/[^/]+/[^/]+|(?:www\.)?(?:huggingface\.co|hf\.co)/",
     re.IGNORECASE,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
