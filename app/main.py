@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
@@ -12,6 +12,10 @@ import known_core
 from app import problems
 from app.artifacts import endpoints as artifacts
 from app.artifacts.service import ArtifactService
+from app.audit import endpoints as audit
+from app.audit.middleware import RequestLog
+from app.audit.service import AuditService
+from app.dependencies import caller_of
 from app.events import endpoints as events
 from app.events.service import EventService
 from app.health import endpoints as health
@@ -21,6 +25,8 @@ from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
 from app.jobs.secrets import Sealer
 from app.jobs.service import JobService
+from app.keys.limits import RateLimits
+from app.keys.service import KeyService
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
 from app.uploads.repository import UploadRepository
@@ -43,14 +49,15 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
-    event_service = EventService(async_redis)
+    event_service, audit_service = EventService(async_redis), AuditService(async_redis)
+    keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
-
     webhook_service = WebhookService(deliveries, Sealer(settings), Guard.of(settings))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        keys.warn_when_open()
         inspector.start()
         event_service.start()
         yield
@@ -70,12 +77,19 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.events = event_service
     api.state.webhooks = webhook_service
     api.state.deliveries = deliveries
+    api.state.audit = audit_service
+    api.state.keys = keys
+    api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings)
     api.state.jobs = JobService(
         repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
     )
     problems.install(api)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, health.router):
-        api.include_router(router)
+    api.add_middleware(RequestLog, audit=audit_service)
+    for router in (jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, audit.router):
+        api.include_router(
+            router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
+        )
+    api.include_router(health.router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,13 +25,16 @@ class Client:
 
     Args:
         server: its address, such as ``http://127.0.0.1:8000``.
+        api_key: of a service that asks for one; None: KNOWN_API_KEY, where it is set.
 
     Every method raises KnownError: with the server's own code, message and hint, or ``server_unreachable``.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, api_key: str | None = None) -> None:
         self._server = server.rstrip("/")
-        self._http = httpx.Client(base_url=self._server, timeout=httpx.Timeout(60, read=150))
+        api_key = api_key or os.environ.get("KNOWN_API_KEY")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=self._server, headers=headers, timeout=httpx.Timeout(60, read=150))
 
     def __enter__(self) -> "Client":
         return self

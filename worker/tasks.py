@@ -2,13 +2,14 @@
 
 import os
 import signal
+from contextlib import suppress
 from threading import Event
 from typing import Any
 
 from celery import Celery, signals
 
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
-from app.jobs.repository import JobRepository, connect
+from app.jobs.repository import JobNotFound, JobRepository, connect
 from app.webhooks.repository import WebhookRepository
 from known_core.processes import die_with_parent
 from worker.courier import Courier
@@ -26,12 +27,18 @@ _threads: list[Reaper | Courier] = []
 
 @celery.task(name=WAKE)  # type: ignore[untyped-decorator]
 def look_at(job_id: str) -> None:
-    """Run the job if it is there to be taken; a job that is held or done is left alone."""
+    """Run the job, or the one whose turn it is before it; a job that is held or done is left alone."""
     if _stopping.is_set():
         wake(celery, job_id)
         return
-    if _supervisor().run(job_id):
-        wake(celery, job_id)
+    repository = JobRepository(connect(settings.redis_url))
+    with suppress(JobNotFound):  # deleted meanwhile
+        chosen = repository.next_for(job_id, settings.max_running_jobs)
+        if chosen is None:
+            return  # whoever waits is at its limit: the end of one of its jobs wakes the next
+        waiting = chosen if _supervisor().run(chosen) else repository.next(settings.max_running_jobs)
+        if waiting is not None:
+            wake(celery, waiting)
 
 
 @celery.task(name=HELP)  # type: ignore[untyped-decorator]

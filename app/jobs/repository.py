@@ -17,6 +17,8 @@ from known_core.errors import KnownError
 from known_core.files import sha256_bytes
 
 _OPEN = "known:jobs:open"
+_TENANTS = "known:tenants"
+_TURNS = "known:turns"
 CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
@@ -77,6 +79,7 @@ class JobRepository:
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # redis-py types every answer as bytes | str | list | None
         self._script = redis.register_script(files("app.jobs").joinpath("states.lua").read_text())
+        self._next = redis.register_script(files("app.jobs").joinpath("next.lua").read_text())
 
     def _call(self, operation: str, job_id: str, *arguments: str | int) -> list[Any]:
         keys = [f"known:job:{job_id}", events_key(job_id), _OPEN]
@@ -85,19 +88,26 @@ class JobRepository:
             raise JobNotFound(job_id)
         return answer
 
-    def create(self, job_id: str, tenant: str, fields: Mapping[str, Any], secret: str | None = None) -> None:
+    def create(
+        self, job_id: str, tenant: str, fields: Mapping[str, Any], secret: str | None = None, max_queued: int = 0
+    ) -> bool:
         """Record a job.
 
         Args:
             tenant: whose it is.
             fields: request, spec, hub, resolved, metadata; kept as JSON.
             secret: the sealed token of the request, where it brought one.
+            max_queued: the most jobs of the tenant that may wait; 0: any number.
+
+        Returns:
+            False where so many wait already; nothing is recorded then.
         """
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
         pairs += ["secret", secret] if secret else []
-        answer = self._call("create", job_id, REQUEUE_GRACE_MS, "tenant", tenant, *pairs)
-        if answer[0] != "ok":
+        answer = self._call("create", job_id, REQUEUE_GRACE_MS, max_queued, "tenant", tenant, *pairs)
+        if answer[0] == "exists":
             raise ValueError(f"job {job_id} exists already")
+        return bool(answer[0] == "ok")
 
     def reserve(self, tenant: str, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
         """Say that a request with an idempotency key is being answered by making ``job_id``.
@@ -141,6 +151,23 @@ class JobRepository:
         }
         answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error))
         return int(answer[1]) if answer[0] == "ok" else None
+
+    def next_for(self, job_id: str, max_running: int) -> str | None:
+        """What a wake-up for a job is to run: where that job waits, the one whose turn it is; see :meth:`next`."""
+        return self.next(max_running) if self.status(job_id) is JobStatus.QUEUED else job_id
+
+    def next(self, max_running: int) -> str | None:
+        """Whose turn it is among all tenants' waiting jobs: the tenant with the fewest running.
+
+        Args:
+            max_running: the most jobs of a tenant that run at once; 0: any number. Workers that look at the same
+                moment may pass it.
+
+        Returns:
+            A job's id; None where none waits, or whoever waits is at that limit.
+        """
+        chosen = self._next(keys=[_TENANTS, _TURNS], args=[max_running])
+        return str(chosen) if chosen else None
 
     def delete(self, job_id: str) -> bool:
         """Forget a job and its events. Returns: False while it runs or is being published."""
@@ -213,13 +240,6 @@ class JobRepository:
         if not fields:
             raise JobNotFound(job_id)
         return parse_job(fields)
-
-    def tenant(self, job_id: str) -> str:
-        """Whose job it is. Raises: JobNotFound."""
-        tenant: str | None = self._redis.hget(f"known:job:{job_id}", "tenant")
-        if tenant is None:
-            raise JobNotFound(job_id)
-        return tenant
 
     def status(self, job_id: str) -> JobStatus:
         value = self._redis.hget(f"known:job:{job_id}", "status")

@@ -22,8 +22,9 @@ from app.jobs.schemas import (
     StateInput,
 )
 from app.jobs.secrets import Sealer
-from app.jobs.settings import StoreSettings
 from app.keys.caller import Caller
+from app.keys.limits import TooMany
+from app.settings import AppSettings
 from app.times import rfc3339 as _time
 from app.uploads.service import UploadService
 from app.webhooks.guard import shown
@@ -33,6 +34,7 @@ from known_core.files import canonical_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
 Input = ModelInput | StateInput | DatasetInput
+_LOOK_AGAIN_S = 30  # when a tenant that has too many jobs waiting may try again
 
 
 class JobService:
@@ -45,7 +47,7 @@ class JobService:
         uploads: UploadService,
         inspector: Inspector,
         webhooks: WebhookService,
-        settings: StoreSettings,
+        settings: AppSettings,
     ) -> None:
         self._repository = repository
         self._celery = celery
@@ -100,7 +102,7 @@ class JobService:
     def _create(self, caller: Caller, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
         webhook = self._webhooks.accept(request.webhook)
         spec, inspected = self._inspect(caller, request, job_id, token)
-        self._repository.create(
+        recorded = self._repository.create(
             job_id,
             caller.tenant,
             {
@@ -112,7 +114,15 @@ class JobService:
                 **({"webhook": webhook} if webhook else {}),
             },
             self._sealer.seal(token) if token else None,
+            self._settings.max_queued_jobs,
         )
+        if not recorded:
+            raise TooMany(
+                "quota_exceeded",
+                f"{self._settings.max_queued_jobs} jobs of the tenant {caller.tenant} wait already",
+                "Send it again when one of them has begun, or cancel one.",
+                _LOOK_AGAIN_S,
+            )
         wake(self._celery, job_id)
         return self.get(job_id)
 

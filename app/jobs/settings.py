@@ -34,14 +34,24 @@ class HubAccess(BaseModel):
         return Hub(self.endpoint, self.secret, self.cache, self.max_cache_bytes)
 
 
+def _embedded(data_dir: Path) -> str | None:
+    """The store of a `known serve` on this data folder; the password in it changes at every start."""
+    url = data_dir.expanduser() / "valkey" / "url"
+    return url.read_text(encoding="utf-8") if url.is_file() else None
+
+
 class StoreSettings(BaseSettings):
     """Read from the environment, prefix ``KNOWN_``."""
 
     model_config = SettingsConfigDict(env_prefix="KNOWN_")
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey: broker, job store and event log")
     data_dir: Path = Field(Path("~/.local/share/known"), description="uploads, job folders and artifacts")
+    redis_url: str = Field(
+        default_factory=lambda data: _embedded(data["data_dir"]) or "redis://127.0.0.1:6379/0",
+        description="Redis or Valkey: broker, job store and event log; default: that of `known serve`, where it runs",
+    )
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its job")
+    max_running_jobs: int = Field(0, ge=0, description="of a tenant at once; 0: any number")
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
 
     hub_endpoint: str | None = Field(None, description="address of the Hub; null: HF_ENDPOINT or huggingface.co")

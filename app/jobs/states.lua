@@ -10,7 +10,7 @@
 -- Each tenant's jobs are in zsets by age, one of all and one for each status; their names come from the record (one
 -- server, no cluster).
 -- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
--- Returns {"ok", ...} or {reason}: missing, exists, terminal, held, lost (the caller's lease is gone), exhausted.
+-- Returns {"ok", ...} or {reason}: missing, exists, full (the tenant has too many waiting), terminal, held, lost (the caller's lease is gone), exhausted.
 
 local operation, id = ARGV[1], ARGV[2]
 local time = redis.call('TIME')
@@ -78,9 +78,12 @@ local function end_republish()
   add_event('{"type":"republish","status":"ended"}')
 end
 
-if operation == 'create' then -- grace_ms, then field, value, ...; tenant is one of them
+if operation == 'create' then -- grace_ms, max_queued, "tenant", tenant, then field, value, ...
   if status then return { 'exists' } end
-  redis.call('HSET', KEYS[1], 'id', id, 'created_at', now, 'attempts', 0, 'fence', 0, unpack(ARGV, 4))
+  local waiting = redis.call('ZCARD', 'known:tenant:' .. ARGV[6] .. ':jobs:queued')
+  if tonumber(ARGV[4]) > 0 and waiting >= tonumber(ARGV[4]) then return { 'full' } end
+  redis.call('HSET', KEYS[1], 'id', id, 'created_at', now, 'attempts', 0, 'fence', 0, unpack(ARGV, 5))
+  redis.call('SADD', 'known:tenants', ARGV[6])
   redis.call('ZADD', jobs_of_tenant(), now, id)
   enter('queued')
   look_again_at(now + tonumber(ARGV[3]))
@@ -118,6 +121,7 @@ if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when t
   local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
   redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'lease_until', now + tonumber(ARGV[4]))
   redis.call('HSETNX', KEYS[1], 'started_at', now)
+  redis.call('HSET', 'known:turns', redis.call('HGET', KEYS[1], 'tenant'), now)
   look_again_at(now + tonumber(ARGV[4]))
   enter('validating')
   return { 'ok', fence }

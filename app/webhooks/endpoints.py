@@ -5,6 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.dependencies import DeliveryId, Webhooks, Who
+from app.keys.caller import Scope
+from app.keys.service import require
 from app.problems import problem_responses
 from app.webhooks.record import DeliveryStatus
 from app.webhooks.schemas import DELIVERY_EXAMPLE, SECRET_EXAMPLE, DeliveryList, DeliveryView, SecretView
@@ -46,7 +48,9 @@ def redeliver(delivery_id: DeliveryId, webhooks: Webhooks) -> DeliveryView:
 
 @router.get("/secret", summary="Show the secret that signs webhooks", responses={200: _SECRET})
 def get_secret(webhooks: Webhooks, caller: Who, response: Response) -> SecretView:
-    """Made when it is first needed. Receivers verify deliveries with it (Standard Webhooks)."""
+    """Made when it is first needed. Receivers verify deliveries with it (Standard Webhooks). Needs the scope write too:
+    whoever has it can sign."""
+    require(caller, Scope.WRITE)
     response.headers["Cache-Control"] = "no-store"
     return webhooks.secret(caller)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,9 +44,11 @@ def serve(port: Annotated[int, typer.Option(help="of the API")] = 8000, data_dir
 
     with interruptible("stopped"), Stack(data_dir, port) as stack:
         console.print(f"[bold]{stack.url}[/bold]  API: {stack.url}/docs")
-        console.print(
-            "Open to every user of this machine, on the loopback address only: there are no keys yet.", style="yellow"
-        )
+        if os.environ.get("KNOWN_ACCESS", "open") == "open":
+            console.print(
+                "OPEN: no API key is asked for; every user of this machine may use it, and no other machine. "
+                "KNOWN_ACCESS=keys changes that.", style="bold yellow", soft_wrap=True,
+            )  # fmt: skip
         console.print(f"data and logs: {data_dir.expanduser()}   Ctrl-C stops everything")
         while True:
             stack.check()
@@ -124,6 +127,12 @@ def nowcast(
 
 app.add_typer(metatrain_app, name="metatrain")
 app.add_typer(bench_app, name="bench")
+for _operators in entry_points(group="known.commands"):  # the service's own, which the library knows nothing of
+    _command = _operators.load()
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_operators.name)
+    else:
+        app.command(_operators.name)(_command)
 
 
 @app.command()

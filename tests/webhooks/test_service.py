@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
-from app.dependencies import _caller
-from app.keys.caller import Caller
+from app.dependencies import caller_of
+from app.keys.caller import Caller, Scope
 from app.main import create_app
 from app.settings import AppSettings
 from known_core.client import Client
@@ -174,29 +174,29 @@ def test_kill_9_of_the_worker_between_the_end_and_the_delivery(
 
 def test_tenants_see_only_their_own(bench: Bench, receiver: Receiver) -> None:
     api = create_app(AppSettings(redis_url=bench.settings.redis_url, data_dir=bench.settings.data_dir))
-    http = TestClient(api)
+    with TestClient(api) as http:
 
-    def ask(tenant: str, method: str, path: str) -> Any:
-        api.dependency_overrides[_caller] = lambda: Caller(tenant)
-        return http.request(method, f"/v1/webhooks{path}")
+        def ask(tenant: str, method: str, path: str) -> Any:
+            api.dependency_overrides[caller_of] = lambda: Caller(tenant, None, frozenset(Scope))
+            return http.request(method, f"/v1/webhooks{path}")
 
-    one = bench.end_job(receiver.url, tenant="one")
-    two = bench.end_job(receiver.url, tenant="two")
-    for tenant, own, other in (("one", one, two), ("two", two, one)):
-        job, others_job = (bench.delivery(delivery_id).job_id for delivery_id in (own, other))
-        assert [entry["id"] for entry in ask(tenant, "GET", "/deliveries").json()["data"]] == [own]
-        assert len(ask(tenant, "GET", f"/deliveries?job={job}").json()["data"]) == 1
-        assert ask(tenant, "GET", f"/deliveries?job={others_job}").json()["data"] == []
-        assert ask(tenant, "GET", f"/deliveries?after={other}").status_code == 404
-        assert ask(tenant, "GET", f"/deliveries/{own}").status_code == 200
-        assert ask(tenant, "POST", f"/deliveries/{own}/redeliver").status_code == 202
-        for method, path in (("GET", f"/deliveries/{other}"), ("POST", f"/deliveries/{other}/redeliver")):
-            answer = ask(tenant, method, path)
-            assert (answer.status_code, answer.json()["code"]) == (404, "delivery_not_found")
-    assert ask("one", "GET", "/deliveries?status=delivered").json()["data"] == []
-    assert ask("one", "GET", "/deliveries?status=pending").json()["has_more"] is False
-    secrets = {tenant: ask(tenant, "GET", "/secret").json()["secret"] for tenant in ("one", "two")}
-    assert secrets["one"] != secrets["two"]
-    assert ask("one", "POST", "/secret/rotate").json()["secret"] not in secrets.values()
-    assert ask("two", "GET", "/secret").json()["secret"] == secrets["two"]
-    assert ask("two", "GET", "/secret").headers["Cache-Control"] == "no-store"
+        one = bench.end_job(receiver.url, tenant="one")
+        two = bench.end_job(receiver.url, tenant="two")
+        for tenant, own, other in (("one", one, two), ("two", two, one)):
+            job, others_job = (bench.delivery(delivery_id).job_id for delivery_id in (own, other))
+            assert [entry["id"] for entry in ask(tenant, "GET", "/deliveries").json()["data"]] == [own]
+            assert len(ask(tenant, "GET", f"/deliveries?job={job}").json()["data"]) == 1
+            assert ask(tenant, "GET", f"/deliveries?job={others_job}").json()["data"] == []
+            assert ask(tenant, "GET", f"/deliveries?after={other}").status_code == 404
+            assert ask(tenant, "GET", f"/deliveries/{own}").status_code == 200
+            assert ask(tenant, "POST", f"/deliveries/{own}/redeliver").status_code == 202
+            for method, path in (("GET", f"/deliveries/{other}"), ("POST", f"/deliveries/{other}/redeliver")):
+                answer = ask(tenant, method, path)
+                assert (answer.status_code, answer.json()["code"]) == (404, "delivery_not_found")
+        assert ask("one", "GET", "/deliveries?status=delivered").json()["data"] == []
+        assert ask("one", "GET", "/deliveries?status=pending").json()["has_more"] is False
+        secrets = {tenant: ask(tenant, "GET", "/secret").json()["secret"] for tenant in ("one", "two")}
+        assert secrets["one"] != secrets["two"]
+        assert ask("one", "POST", "/secret/rotate").json()["secret"] not in secrets.values()
+        assert ask("two", "GET", "/secret").json()["secret"] == secrets["two"]
+        assert ask("two", "GET", "/secret").headers["Cache-Control"] == "no-store"
