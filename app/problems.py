@@ -24,6 +24,7 @@ _STATUS = {
     "rate_limited": 429,
     "quota_exceeded": 429,
     "artifact_not_found": 404,
+    "delivery_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
     "hub_forbidden": 403,

@@ -11,8 +11,10 @@ from celery import Celery, signals
 
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobNotFound, JobRepository, connect
+from app.webhooks.repository import WebhookRepository
 from known_core.errors import KnownError
 from known_core.processes import die_with_parent
+from worker.courier import Courier
 from worker.isolation import check
 from worker.periodic import Periodic
 from worker.reaper import Reaper
@@ -26,7 +28,7 @@ celery: Celery = make_celery(settings.redis_url)
 _STOP_SIGNAL = signal.SIGUSR2  # from the main process to the one that supervises
 _stopping = Event()
 _children: list[Any] = []  # the pool, once the worker is ready
-_threads: list[Periodic] = []
+_threads: list[Periodic | Courier] = []
 
 
 @celery.task(name=WAKE)  # type: ignore[untyped-decorator]
@@ -88,6 +90,7 @@ def _start_threads(sender: Any, **_: Any) -> None:
     removing = sweeps(repository, settings)
     _threads.append(Reaper(repository, settings, lambda job_id: wake(celery, job_id)))
     _threads.append(Sweeper(removing, settings.sweep_seconds))
+    _threads.append(Courier(WebhookRepository(connect(settings.redis_url)), settings))
     for thread in _threads:
         thread.start()
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from app.jobs.record import JobStatus
+from app.webhooks.schemas import WebhookRequest
 from known_core.spec import (
     DataSettings,
     EvaluationSettings,
@@ -81,6 +82,7 @@ class EnhanceRequest(Settings):
     evaluation: EvaluationRequest = EvaluationRequest()
     output: OutputSettings = OutputSettings()
     limits: Limits = Limits()
+    webhook: WebhookRequest | None = Field(None, description="whom to tell when the job has ended")
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="yours; kept and given back"
     )
@@ -119,6 +121,7 @@ ENHANCE_EXAMPLES = {
             "model": {"upload_id": "upl_0123456789abcdef01234567"},
             "dataset": {"upload_id": "upl_89abcdef0123456789abcdef"},
             "evaluation": {"downstream": {"upload_id": "upl_456789abcdef012345678901"}, "seeds": 5},
+            "webhook": {"url": "https://example.com/hook", "events": ["completed"]},
             "metadata": {"experiment": "resnet-42"},
         },
     },

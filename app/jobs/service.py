@@ -1,7 +1,6 @@
 """Jobs: accept, show, cancel, publish again."""
 
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,10 @@ from app.jobs.secrets import Sealer
 from app.keys.caller import Caller
 from app.keys.limits import TooMany
 from app.settings import AppSettings
+from app.times import rfc3339 as _time
 from app.uploads.service import UploadService
+from app.webhooks.guard import shown
+from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
@@ -47,12 +49,14 @@ class JobService:
         celery: Celery,
         uploads: UploadService,
         inspector: Inspector,
+        webhooks: WebhookService,
         settings: AppSettings,
     ) -> None:
         self._repository = repository
         self._celery = celery
         self._uploads = uploads
         self._inspector = inspector
+        self._webhooks = webhooks
         self._settings = settings
         self._sealer = Sealer(settings)
 
@@ -99,16 +103,18 @@ class JobService:
         return self.get(first.job_id)
 
     def _create(self, caller: Caller, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
+        webhook = self._webhooks.accept(request.webhook)
         spec, inspected = self._inspect(caller, request, job_id, token)
         recorded = self._repository.create(
             job_id,
             caller.tenant,
             {
-                "request": request.model_dump(mode="json", exclude_unset=True),
+                "request": _shown(request),
                 "spec": spec.model_dump(mode="json"),
                 "hub": inspected["hub"],
                 "resolved": inspected["resolved"],
                 "metadata": request.metadata,
+                **({"webhook": webhook} if webhook else {}),
             },
             self._sealer.seal(token) if token else None,
             self._settings.max_queued_jobs,
@@ -125,6 +131,7 @@ class JobService:
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
         """What was understood of the inputs; nothing is recorded."""
+        self._webhooks.accept(request.webhook)
         _, inspected = self._inspect(caller, request, new_job_id(), token)
         return DryRun(resolved=inspected["resolved"])
 
@@ -242,6 +249,14 @@ class JobService:
         return self.get(job_id)
 
 
+def _shown(request: EnhanceRequest) -> dict[str, Any]:
+    """The request as it is kept and given back: without what the URL of a webhook may hold of secrets."""
+    given = request.model_dump(mode="json", exclude_unset=True)
+    if request.webhook is not None:
+        given["webhook"]["url"] = shown(request.webhook.url)
+    return given
+
+
 def _inputs(request: EnhanceRequest) -> dict[str, Input]:
     """Every input that a request names."""
     named: dict[str, Input | None] = {
@@ -300,9 +315,3 @@ def _view(job: Job, retention_days: float) -> JobView:
 def etag(job: JobView) -> str:
     """Changes whenever what the API shows of the job changes."""
     return f'"{sha256_bytes(job.model_dump_json().encode())[:32]}"'
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -69,6 +69,11 @@ class StoreSettings(BaseSettings):
         None, description="Fernet key that seals tokens of requests; null: a key file in the data folder"
     )
 
+    webhook_allow_http: bool = Field(False, description="webhooks may go to http beside https: for development")
+    webhook_allowed_hosts: str = Field(
+        "", description="names, addresses and networks, by commas, that webhooks may reach although not public"
+    )
+
     @property
     def data(self) -> Path:
         """The data folder, absolute."""

@@ -56,6 +56,18 @@ local function let_go()
   redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase', 'pause_requested')
 end
 
+local function tell_webhook() -- the delivery is written with the end of the job: neither is there without the other
+  local webhook = redis.call('HGET', KEYS[1], 'webhook')
+  if not webhook or not cjson.decode(webhook).statuses[status] then return end
+  local delivery, tenant = 'msg_' .. string.sub(id, 5), redis.call('HGET', KEYS[1], 'tenant')
+  local outcome = redis.call('HGET', KEYS[1], status == 'succeeded' and 'result' or 'error') or 'null'
+  redis.call('HSET', 'known:webhooks:' .. delivery, 'id', delivery, 'job', id, 'tenant', tenant, 'job_status', status,
+    'outcome', outcome, 'webhook', webhook, 'status', 'pending', 'tries', 0, 'created_at', now, 'next_attempt_at', now)
+  redis.call('EXPIRE', 'known:webhooks:' .. delivery, 30 * 24 * 3600)
+  redis.call('ZADD', 'known:tenant:' .. tenant .. ':deliveries', now, delivery)
+  redis.call('ZADD', 'known:webhooks:due', now, delivery) -- app/webhooks/deliveries.lua goes on from here
+end
+
 local function enter(new)
   if not HELD[new] then let_go() end
   if status then redis.call('ZREM', jobs_of_tenant(status), id) end
@@ -67,6 +79,7 @@ local function enter(new)
     redis.call('HDEL', KEYS[1], 'secret')
     redis.call('ZADD', ENDED, now, id)
     redis.call('ZREM', KEYS[3], id)
+    tell_webhook()
   end
   add_event('{"type":"status","status":"' .. new .. '"}')
 end

@@ -44,6 +44,7 @@ def enhance(
     push: Annotated[str | None, typer.Option(help="put the result into hub:user/name")] = None,
     public: Annotated[bool, typer.Option("--public", help="with --push: a new repository is not private")] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="with --push: open a pull request")] = False,
+    webhook: Annotated[str | None, typer.Option(help="https URL to tell when the job has ended")] = None,
     token: HubToken = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is understood of the inputs")] = False,
     wait: Annotated[bool, typer.Option(help="follow the job to its end")] = False,
@@ -73,6 +74,8 @@ def enhance(
             request.setdefault(section, {})[name] = value
     if task is not None:
         request["task"] = task
+    if webhook is not None:
+        request["webhook"] = {"url": webhook}
     for given in filter(None, (model, dataset, base, downstream, *(trajectory or ()))):
         if not _is_hub(given) and not Path(given).exists():
             raise KnownError(
