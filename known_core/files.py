@@ -78,10 +78,14 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A sibling temporary folder that becomes ``path`` when the block ends well, and nothing when it fails."""
+    """A sibling temporary folder that becomes ``path`` when the block ends well, and nothing when it fails.
+
+    Several processes may make the same folder side by side, as where a job was taken from one that has not noticed yet:
+    each has a temporary folder of its own, the first to be done gives it the name, and the others are content with that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    _remove_abandoned(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{_UNFINISHED}")
     temporary.mkdir()
     try:
         yield temporary
@@ -91,8 +95,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     os.fsync(stream.fileno())
         temporary.replace(path)
         fsync_directory(path.parent)
+    except Exception:
+        if not path.is_dir():
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Temporary folders for ``path`` of processes of this machine that were killed."""
+    prefix = f".{path.name}.{socket.gethostname()}-"
+    for other in path.parent.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
+        pid = int(other.name[len(prefix) : -len(_UNFINISHED)])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            shutil.rmtree(other, ignore_errors=True)
+        except PermissionError:
+            continue  # it lives, and is another user's
 
 
 @contextmanager

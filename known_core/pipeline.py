@@ -23,7 +23,7 @@ from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.calibration import has_batch_norm, recalibrate
 from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.comparison import UNCHANGED, ProbeResult
-from known_core.errors import KnownError
+from known_core.errors import KnownError, disk_full
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
 from known_core.forgetting import FAN_AVERAGED, Design, Indices, nested_subsets, subset_hash
@@ -49,6 +49,7 @@ from known_core.tasks.opened import OpenTask
 from known_core.training import default_device, fine_tune
 from known_core.tuning import fit_to_memory, with_defaults
 
+_NO_MEMORY = "DefaultCPUAllocator: "  # in the RuntimeError that PyTorch raises where a machine's memory is out
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
@@ -95,13 +96,19 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
             "out_of_memory", f"the GPU's memory ran out: {str(error)[:200]}",
             "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a larger GPU.",
         ) from error  # fmt: skip
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if _no_memory(error):
+            raise KnownError(
+                "out_of_memory", f"the memory ran out: {str(error)[:200]}",
+                "Lower forgetting.batch_size or forgetting.max_length, or run on a machine with more memory.",
+            ) from error  # fmt: skip
+        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
             raise
-        raise KnownError(
-            "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",
-            retryable=True,
-        ) from error  # fmt: skip
+        raise disk_full(folder) from error
+
+
+def _no_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _NO_MEMORY in str(error)
 
 
 def help_run(folder: Path, turn: int, helpers: int) -> int:

@@ -43,6 +43,7 @@ class Stack:
         self.logs = self._data_dir / "logs"
         self._environment = dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[list[str], bytes | None]] = {}  # and what goes to standard input
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> "Stack":
@@ -69,7 +70,7 @@ class Stack:
     def _start_all(self) -> None:
         self._processes.clear()
         store_port, password = _free_port(), secrets.token_urlsafe(24)
-        self._start("valkey", [_valkey_binary(), "-"], stdin=_valkey_config(self._data_dir, store_port, password))
+        self._start("valkey", [_valkey_binary(), "-"], _valkey_config(self._data_dir, store_port, password))
         self.store_url = f"redis://:{password}@127.0.0.1:{store_port}/0"
         self._environment |= {
             "KNOWN_REDIS_URL": self.store_url,
@@ -81,6 +82,7 @@ class Stack:
         self._start("worker", _WORKER)
 
     def _start(self, name: str, command: list[str], stdin: bytes | None = None) -> None:
+        self._commands[name] = command, stdin
         with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command,
@@ -138,6 +140,11 @@ class Stack:
         if name in self._processes:
             self._processes[name].wait()
         self._start(name, _WORKER)
+
+    def restart(self, name: str) -> None:
+        """Start a process that has ended again, as it was: the same port, the same folder."""
+        self._processes[name].wait()
+        self._start(name, *self._commands[name])
 
     def stop(self) -> None:
         """Stop the workers, then the API, then the store. A running job goes back to the queue."""

@@ -10,6 +10,7 @@ from celery import Celery, signals
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobRepository, connect
 from known_core.processes import die_with_parent
+from worker.orphans import sweep
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
@@ -45,7 +46,10 @@ def _supervisor() -> Supervisor:
         if helpers:
             call_helpers(celery, job_id, helpers)
 
-    return Supervisor(JobRepository(connect(settings.redis_url)), settings, _stopping.is_set, call)
+    store = connect(
+        settings.redis_url, timeout_s=min(30, settings.lease_seconds / 6), tries=1
+    )  # the lease repeats calls
+    return Supervisor(JobRepository(store), settings, _stopping.is_set, call)
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
@@ -58,6 +62,7 @@ def _prepare_child(**_: Any) -> None:
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _start_reaper(sender: Any, **_: Any) -> None:
     _children.append(sender.pool)
+    sweep(settings.data / "jobs")
     reaper = Reaper(JobRepository(connect(settings.redis_url)), settings, lambda job_id: wake(celery, job_id))
     reaper.start()
     _reapers.append(reaper)

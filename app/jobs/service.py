@@ -1,11 +1,13 @@
 """Jobs: accept, show, cancel, publish again."""
 
+import logging
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from app.inspection import Inspector
 from app.jobs.queue import wake
@@ -30,6 +32,7 @@ from known_core.errors import KnownError
 from known_core.files import canonical_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
+_log = logging.getLogger(__name__)
 Input = ModelInput | StateInput | DatasetInput
 
 
@@ -107,7 +110,7 @@ class JobService:
             },
             self._sealer.seal(token) if token else None,
         )
-        wake(self._celery, job_id)
+        self._wake(job_id)
         return self.get(job_id)
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
@@ -207,8 +210,15 @@ class JobService:
         wish = {"hub": target.model_dump(mode="json"), "candidate": request.candidate}
         if not self._repository.republish(job_id, wish, self._sealer.seal(token) if token else None):
             raise KnownError("publish_in_progress", "the job is being published already", "Wait until it is done.")
-        wake(self._celery, job_id)
+        self._wake(job_id)
         return self.get(job_id)
+
+    def _wake(self, job_id: str) -> None:
+        """The job is recorded, and so accepted; where its wake-up cannot be sent, a reaper sends one."""
+        try:
+            wake(self._celery, job_id)
+        except OperationalError as error:
+            _log.warning("no wake-up for %s, the reaper will send one: %s", job_id, error)
 
 
 def _inputs(request: EnhanceRequest) -> dict[str, Input]:
