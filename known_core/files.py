@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -80,12 +81,15 @@ def read_json(path: Path) -> Any:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A sibling temporary folder that becomes ``path`` when the block ends well, and nothing when it fails.
 
-    Several processes may make the same folder side by side, as where a job was taken from one that has not noticed yet:
-    each has a temporary folder of its own, the first to be done gives it the name, and the others are content with that.
+    Several may make the same folder side by side, as where a job was taken from a process that has not noticed yet: each
+    has a temporary folder of its own, the first to be done gives it the name, and the others are content with that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{_UNFINISHED}")
+    prefix = f".{path.name}.{socket.gethostname()}-"
+    for other in path.parent.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
+        if not _runs(int(other.name[len(prefix) :].partition("-")[0])):
+            shutil.rmtree(other, ignore_errors=True)
+    temporary = path.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}{_UNFINISHED}")
     temporary.mkdir()
     try:
         yield temporary
@@ -100,19 +104,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"):
+        shutil.rmtree(other, ignore_errors=True)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Temporary folders for ``path`` of processes of this machine that were killed."""
-    prefix = f".{path.name}.{socket.gethostname()}-"
-    for other in path.parent.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
-        pid = int(other.name[len(prefix) : -len(_UNFINISHED)])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            shutil.rmtree(other, ignore_errors=True)
-        except PermissionError:
-            continue  # it lives, and is another user's
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _PAUSE_S = 0.2  # between two tries while the store is away
 class Lease:
     """Calls to the store for one job, repeated over its outages while the lease lasts, and not a moment longer.
 
-    The store counts the lease from when it heard of it; here it counts from when it was asked for, so it ends here first.
+    The store counts it from when it heard of it; here it counts from when it was asked for, so it ends here first.
     The clock is the monotonic one: it goes on while this process is frozen, and no one can set it.
 
     Args:
@@ -60,7 +60,5 @@ class Lease:
             try:
                 return operation()
             except (RedisConnectionError, RedisTimeoutError) as error:
-                _log.warning(
-                    "%s: the store did not answer, %.1f s of the lease are gone: %s", self._job_id, self.age, error
-                )
+                _log.warning("%s: no answer of the store, %.1f s of the lease gone: %s", self._job_id, self.age, error)
                 time.sleep(_PAUSE_S)

@@ -46,9 +46,7 @@ def _supervisor() -> Supervisor:
         if helpers:
             call_helpers(celery, job_id, helpers)
 
-    store = connect(
-        settings.redis_url, timeout_s=min(30, settings.lease_seconds / 6), tries=1
-    )  # the lease repeats calls
+    store = connect(settings.redis_url, timeout_s=min(30, settings.lease_seconds / 6), tries=1)  # a lease tries again
     return Supervisor(JobRepository(store), settings, _stopping.is_set, call)
 
 
