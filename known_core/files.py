@@ -81,8 +81,8 @@ def read_json(path: Path) -> Any:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A sibling temporary folder that becomes ``path`` when the block ends well, and nothing when it fails.
 
-    Several may make the same folder side by side, as where a job was taken from a process that has not noticed yet: each
-    has a temporary folder of its own, the first to be done gives it the name, and the others are content with that.
+    Several may make the same folder side by side, as where a job was taken from a process that has not noticed yet:
+    each has a temporary folder of its own, the first to be done gives it the name, the others are content with that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.{socket.gethostname()}-"

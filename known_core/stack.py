@@ -81,7 +81,9 @@ class Stack:
         self._start("api", [*_PYTHON, *api.split(), "--port", str(self.port)])
         self._start("worker", _WORKER)
 
-    def _start(self, name: str, command: list[str], stdin: bytes | None = None) -> None:
+    def _start(
+        self, name: str, command: list[str], stdin: bytes | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._commands[name] = command, stdin
         with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
@@ -89,7 +91,7 @@ class Stack:
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self._environment, **(environment or {})},
                 start_new_session=True,  # Ctrl-C reaches this process, which stops them in order
                 preexec_fn=die_with_parent,
             )
@@ -135,16 +137,26 @@ class Stack:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def add_worker(self, name: str) -> None:
-        """Start one more worker, or one in the place of a dead one of that name."""
+    def add_worker(self, name: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start one more worker, or one in the place of a dead one of that name.
+
+        Args:
+            environment: added to that of all.
+        """
         if name in self._processes:
             self._processes[name].wait()
-        self._start(name, _WORKER)
+        self._start(name, _WORKER, environment=environment)
 
-    def restart(self, name: str) -> None:
-        """Start a process that has ended again, as it was: the same port, the same folder."""
-        self._processes[name].wait()
-        self._start(name, *self._commands[name])
+    def restart(self, name: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a process that has ended again: the same command, port and folder.
+
+        Args:
+            environment: added to that of all.
+        """
+        if name in self._processes:
+            self._processes[name].wait()
+        command, stdin = self._commands[name]
+        self._start(name, command, stdin, environment)
 
     def stop(self) -> None:
         """Stop the workers, then the API, then the store. A running job goes back to the queue."""

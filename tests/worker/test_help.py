@@ -12,7 +12,7 @@ import transformers
 from known_core.client import Client
 from known_core.stack import Stack
 from tests.conftest import SETTINGS, Inputs, ended
-from tests.worker.test_kill import trainers
+from tests.chaos.scene import trainers
 
 
 @pytest.fixture
