@@ -36,9 +36,7 @@ def facts(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
-def scene(
-    tmp_path: Path, inputs: Inputs, undisturbed: str, facts: dict[str, Any]
-) -> Iterator[Callable[..., Scene]]:
+def scene(tmp_path: Path, inputs: Inputs, undisturbed: str, facts: dict[str, Any]) -> Iterator[Callable[..., Scene]]:
     """Starts a stack of its own for a test; takes settings that differ."""
     with ExitStack() as stacks:
 

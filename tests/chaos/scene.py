@@ -60,7 +60,7 @@ class Scene:
         self.undisturbed, self.facts = undisturbed, facts
 
     @property
-    def store(self) -> "Redis":
+    def store(self) -> Redis:
         return connect(self.stack.store_url)
 
     def start(self, **changes: Any) -> str:
@@ -113,6 +113,19 @@ class Scene:
         self.facts["attempts"] = max(job["attempts"], self.facts.get("attempts", 0))
         self.facts["same"] = "yes" if status == "succeeded" and same_bytes else "-"
         return job
+
+    def job_count(self) -> int | None:
+        """How many jobs the API lists, to 100 a page; None while it does not answer."""
+        count, after = 0, None
+        try:
+            while True:
+                page = self.client.jobs(100, after)
+                count, after = count + len(page["data"]), page["last_id"]
+                if not page["has_more"]:
+                    return count
+        except KnownError as error:
+            assert error.code in ("server_unreachable", "store_unavailable"), error
+            return None
 
     def content(self, job_id: str) -> str:
         return content(self.client, job_id)
