@@ -29,8 +29,10 @@ def facts(request: pytest.FixtureRequest) -> dict[str, Any]:
     assert marker is not None, "name the fault: @pytest.mark.fault(name, promises)"
     name, promises = marker.args
     parameters = getattr(request.node, "callspec", None)
-    values = {key: value for key, value in parameters.params.items()} if parameters else {}
-    found: dict[str, Any] = {"fault": name.format(**values), "promises": ", ".join(map(str, promises))}
+    found: dict[str, Any] = {
+        "fault": name.format(**(parameters.params if parameters else {})),
+        "promises": ", ".join(map(str, promises)),
+    }
     request.node.user_properties.append(("chaos", found))
     return found
 

@@ -44,7 +44,8 @@ def test_an_upload_that_does_not_fit_leaves_nothing(scene: Begin, tmp_path: Path
         with pytest.raises(KnownError) as refused:
             running.client.upload(tmp_path / "large")
         assert refused.value.code == "disk_full"
-        assert [path.name for path in (running.folder / "uploads").iterdir()] == ["filler"]
+        assert [path.name for path in (running.folder / "uploads").rglob("*") if path.is_file()] == ["filler"]
+        assert not list((running.folder / "uploads").rglob("upl_*"))
         assert os.statvfs(running.folder / "uploads").f_bavail == free
 
 
@@ -60,7 +61,7 @@ def test_a_job_on_a_full_disk_fails_and_says_so(scene: Begin, phase: str) -> Non
         running.wait_for(job_id, phase)
         filler = fill(running.folder / "jobs")
         job = running.judge(job_id, "failed")
-        assert job["error"]["code"] == "disk_full"
+        assert job["error"]["code"] == "disk_full", job["error"]
         assert job["error"]["retryable"]
         assert not (running.folder / "jobs" / job_id / "artifacts").exists()
         filler.unlink()

@@ -28,7 +28,7 @@ def test_a_trainer_without_memory_fails_and_says_so(scene: Begin) -> None:
         size = process.memory_info().vms
         process.rlimit(resource.RLIMIT_AS, (size // 2, size // 2))
     job = running.judge(job_id, "failed")
-    assert job["error"]["code"] == "out_of_memory"
+    assert job["error"]["code"] == "out_of_memory", running.client.logs(job_id)
     assert "forgetting.batch_size" in job["error"]["hint"]
 
 
