@@ -8,6 +8,7 @@ goes on where it was, and on a CPU ends with the same bytes.
 """
 
 import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable, Container
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from known_core import evaluation
@@ -49,7 +51,10 @@ from known_core.tasks.opened import OpenTask
 from known_core.training import default_device, fine_tune
 from known_core.tuning import fit_to_memory, with_defaults
 
-_NO_MEMORY = "DefaultCPUAllocator: "  # in the RuntimeError that PyTorch raises where a machine's memory is out
+_NO_SPACE = os.strerror(errno.ENOSPC)
+_NO_MEMORY = (  # in RuntimeErrors where a machine's memory is out: of PyTorch, of oneDNN (which says no more), of C++
+    "DefaultCPUAllocator: ", "could not execute a primitive", "could not create a memory", "std::bad_alloc",
+)  # fmt: skip
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
@@ -91,24 +96,33 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
     emit({"type": "status", "status": "running"})
     try:
         return _Run(spec, folder, Reporter(emit), summary).run()
-    except torch.OutOfMemoryError as error:
-        raise KnownError(
+    except Exception as error:
+        lacking = _resource_lacking(error, folder)
+        if lacking is None:
+            raise
+        raise lacking from error
+
+
+def _resource_lacking(error: Exception, folder: Path) -> KnownError | None:
+    """What the machine had too little of, where an error means that; libraries do not always say it by the type."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return KnownError(
             "out_of_memory", f"the GPU's memory ran out: {str(error)[:200]}",
             "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a larger GPU.",
-        ) from error  # fmt: skip
-    except (MemoryError, OSError, RuntimeError) as error:
-        if _no_memory(error):
-            raise KnownError(
-                "out_of_memory", f"the memory ran out: {str(error)[:200]}",
-                "Lower forgetting.batch_size or forgetting.max_length, or run on a machine with more memory.",
-            ) from error  # fmt: skip
-        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
-            raise
-        raise disk_full(folder) from error
-
-
-def _no_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _NO_MEMORY in str(error)
+        )  # fmt: skip
+    number, text = getattr(error, "errno", None), str(error)
+    if number == errno.ENOSPC or (isinstance(error, SafetensorError) and _NO_SPACE in text):
+        return disk_full(folder)
+    if (
+        isinstance(error, MemoryError)
+        or number == errno.ENOMEM
+        or (isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY))
+    ):
+        return KnownError(
+            "out_of_memory", f"the memory ran out: {text[:200]}",
+            "Lower forgetting.batch_size or forgetting.max_length, or run on a machine with more memory.",
+        )  # fmt: skip
+    return None
 
 
 def help_run(folder: Path, turn: int, helpers: int) -> int:

@@ -101,6 +101,7 @@ class Scene:
 
     def judge(self, job_id: str, status: str = "succeeded", same_bytes: bool = True) -> dict[str, Any]:
         """Wait for the end of a job and check everything that no fault may change; returns the job."""
+        self.job(job_id)  # the API answers
         ended(self.client, job_id)
         job = self.job(job_id)
         assert job["status"] == status, f"{job['error']}\n{self.client.logs(job_id)}"
