@@ -9,6 +9,7 @@ goes on where it was, and on a CPU ends with the same bytes.
 
 import errno
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Container
@@ -52,9 +53,9 @@ from known_core.training import default_device, fine_tune
 from known_core.tuning import fit_to_memory, with_defaults
 
 _NO_SPACE = os.strerror(errno.ENOSPC)
-_NO_MEMORY = (  # in RuntimeErrors where a machine's memory is out: of PyTorch, of oneDNN (which says no more), of C++
-    "DefaultCPUAllocator: ", "could not execute a primitive", "could not create a memory", "std::bad_alloc",
-)  # fmt: skip
+_NO_MEMORY = re.compile(  # in RuntimeErrors of PyTorch, of oneDNN (which says no more) and of C++
+    r"DefaultCPUAllocator: |could not (create|execute) a primitive$|could not create a memory|std::bad_alloc"
+)
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
@@ -116,7 +117,7 @@ def _resource_lacking(error: Exception, folder: Path) -> KnownError | None:
     if (
         isinstance(error, MemoryError)
         or number == errno.ENOMEM
-        or (isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY))
+        or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text))
     ):
         return KnownError(
             "out_of_memory", f"the memory ran out: {text[:200]}",
