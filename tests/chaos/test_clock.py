@@ -13,6 +13,7 @@ Begin = Callable[..., Scene]
 LIBRARY = Path(libfaketime.__file__).parent / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("clocks of API and worker jump by an hour, both ways", (3, 5, 23))
 def test_clocks_that_jump_change_nothing(scene: Begin, tmp_path: Path) -> None:
     running = scene()

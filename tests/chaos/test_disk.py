@@ -70,6 +70,7 @@ def test_a_job_on_a_full_disk_fails_and_says_so(scene: Begin, phase: str) -> Non
         running.stack.stop()
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("the disk is full before a job begins", (18,))
 def test_a_job_that_finds_no_space_at_all_says_so(scene: Begin) -> None:
     running = scene()

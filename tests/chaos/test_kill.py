@@ -29,7 +29,7 @@ def test_kill_9_in_every_phase(scene: Begin, target: str) -> None:
 
 
 @pytest.mark.fault("kill -9 of {target}, once", (3, 5, 10, 13, 15, 16))
-@pytest.mark.parametrize("target", ["trainer", "supervisor", "worker"])
+@pytest.mark.parametrize("target", ["trainer", "worker"])
 def test_kill_9_of_who_works(scene: Begin, target: str) -> None:
     running = scene()
     job_id = running.start()
@@ -121,6 +121,7 @@ def test_a_job_that_keeps_dying_fails(scene: Begin) -> None:
     assert job["attempts"] == 2
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("kill -9 of the supervisor as soon as it has a trainer", (10,))
 def test_a_trainer_dies_with_its_supervisor_however_young(scene: Begin) -> None:
     """Also one that has not asked the kernel for it yet: its first event finds no reader."""
@@ -148,6 +149,7 @@ def test_a_rolling_restart_loses_nothing(scene: Begin) -> None:
     assert [running.judge(job_id)["attempts"] for job_id in jobs] == [1] * len(jobs)
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("an orphan of a dead worker", (10,))
 def test_a_worker_sweeps_what_a_dead_one_has_left(scene: Begin) -> None:
     """A process that never asked to die with its parent, with a trainer's command line, below our folder of jobs."""

@@ -17,6 +17,7 @@ Begin = Callable[..., Scene]
 CGROUPS = Path("/sys/fs/cgroup/memory")  # version 1
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("allocations of the trainer fail (RLIMIT_AS)", (14, 21))
 def test_a_trainer_without_memory_fails_and_says_so(scene: Begin) -> None:
     running = scene(KNOWN_MAX_ATTEMPTS="3")
@@ -52,6 +53,7 @@ def memory_limit(megabytes: int) -> Iterator[Path]:
             time.sleep(0.1)
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("the kernel kills each trainer for its memory (cgroup)", (5, 14, 21))
 def test_a_trainer_that_the_kernel_kills_for_its_memory_is_started_three_times(scene: Begin) -> None:
     running = scene(KNOWN_MAX_ATTEMPTS="3")

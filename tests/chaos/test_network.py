@@ -35,6 +35,7 @@ def test_a_short_cut_changes_nothing(scene: Begin) -> None:
         assert running.judge(job_id)["attempts"] == 1
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 @pytest.mark.fault("no packet passes for longer than the lease", (3, 5, 6))
 def test_a_worker_cut_off_stops_its_trainer_and_another_finishes(scene: Begin) -> None:

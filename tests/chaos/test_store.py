@@ -43,6 +43,7 @@ def test_a_job_whose_wake_up_is_lost_still_runs(scene: Begin) -> None:
     assert running.judge(job_id)["attempts"] == 1
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("kill -9 of the API between record and wake-up", (4,))
 def test_an_api_that_dies_between_its_two_writes_loses_nothing(scene: Begin) -> None:
     """A proxy sees the wake-up coming, kills the API and forwards nothing."""
@@ -140,6 +141,7 @@ def test_twenty_restarts_of_the_broker_during_twenty_jobs(scene: Begin) -> None:
     running.facts["outcome"] = f"20 succeeded, {sum(attempts)} attempts"
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("Valkey away for longer than a client tries", (4, 16))
 def test_an_outage_of_the_store_is_said_and_survived(tmp_path: Path, inputs: Inputs, facts: dict[str, str]) -> None:
     """Without a store nothing is accepted, and the answer says so; when it is back, all goes on."""
