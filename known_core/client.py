@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from known_core.manifest import verify_manifest
 
 _CHUNK = 1 << 20  # bytes
 _WAIT_S = 20  # one long poll
+_AWAY = ("server_unreachable", "store_unavailable")
+_PATIENCE_S = 120  # with a server that has answered before
+_PAUSE_S = 0.5
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -138,10 +142,20 @@ class Client:
         return self._json("GET", f"/v1/jobs/{job_id}/report")
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job's events from its first on, as they happen, until it has ended. Stopping stops nothing else."""
-        after = "0"
+        """The job's events from its first on, as they happen, until it has ended. Stopping stops nothing else.
+
+        A server that goes away for a while (a deploy) ends nothing: what was missed follows.
+        """
+        after, heard_at = "0", None
         while True:
-            page = self._json("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "wait": _WAIT_S})
+            try:
+                page = self._json("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "wait": _WAIT_S})
+            except KnownError as error:
+                if error.code not in _AWAY or heard_at is None or time.monotonic() - heard_at > _PATIENCE_S:
+                    raise
+                time.sleep(_PAUSE_S)
+                continue
+            heard_at = time.monotonic()
             for event in page["data"]:
                 yield event["data"]
             after = page["last_id"] or after

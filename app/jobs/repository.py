@@ -40,15 +40,20 @@ class JobNotFound(KnownError):
         super().__init__("job_not_found", f"there is no job {job_id[:80]!r}", "List them: GET /v1/jobs.")
 
 
-def connect(url: str) -> Redis:
-    """A client with bounded waits that reconnects: a restart of the server is not an error of the job."""
+def connect(url: str, *, timeout_s: float = 30, tries: int = 11) -> Redis:
+    """A client with bounded waits that reconnects: a restart of the server is not an error of the job.
+
+    Args:
+        timeout_s: for one answer.
+        tries: of a call, before its error is raised.
+    """
     client: Redis = Redis.from_url(
         url,
         decode_responses=True,
-        socket_timeout=30,
-        socket_connect_timeout=5,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, 5),
         health_check_interval=25,
-        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries=10),
+        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries=tries - 1),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
     return client
@@ -109,9 +114,7 @@ class JobRepository:
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
         pairs += ["secret", secret] if secret else []
         answer = self._call("create", job_id, REQUEUE_GRACE_MS, max_queued, "tenant", tenant, *pairs)
-        if answer[0] == "exists":
-            raise ValueError(f"job {job_id} exists already")
-        return bool(answer[0] == "ok")
+        return bool(answer[0] != "full")  # or it exists: the call was repeated
 
     def reserve(self, tenant: str, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
         """Say that a request with an idempotency key is being answered by making ``job_id``.
@@ -120,11 +123,11 @@ class JobRepository:
             fingerprint: of the request's body.
 
         Returns:
-            None where the key is new; else that of whoever came first.
+            None where the key is new (or this very call is repeated); else that of whoever came first.
         """
         mine = f"{fingerprint} {job_id}"
         there = self._redis.set(_idempotency_key(tenant, key), mine, nx=True, get=True, ex=_IN_FLIGHT_S)
-        if there is None:
+        if there in (None, mine):
             return None
         first, first_id, *made = str(there).split()
         return Reservation(first, first_id, made=bool(made) or bool(self._redis.exists(f"known:job:{first_id}")))
