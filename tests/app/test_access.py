@@ -25,8 +25,12 @@ from known_core.stack import Stack, _free_port
 from tests.conftest import SETTINGS, Inputs, ended
 
 OPEN_ROUTES = {"/healthz", "/readyz"}
-ENVIRONMENT = {**SETTINGS, "KNOWN_ACCESS": "keys", "KNOWN_RATE_LIMIT": "400/minute", "KNOWN_KEY_FAILURE_LIMIT": "25/minute",
-               "KNOWN_MAX_QUEUED_JOBS": "3"}  # fmt: skip
+ENVIRONMENT = SETTINGS | {
+    "KNOWN_ACCESS": "keys",
+    "KNOWN_RATE_LIMIT": "400/minute",
+    "KNOWN_KEY_FAILURE_LIMIT": "25/minute",
+    "KNOWN_MAX_QUEUED_JOBS": "3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +75,9 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 def test_a_key_made_by_the_operator_opens_and_is_kept_by_nobody(guarded: Stack) -> None:
     made = operator(guarded, "keys", "create", "--tenant", "team-a", "--name", "ci", "--expires", "90d")
     token = made.stdout.strip()
-    assert re.fullmatch(r"known_[0-9a-f]{12}_[\w-]{43}", token)
+    assert re.fullmatch(r"known_[0-9a-f]{12}_[\w-]{43}[0-9a-f]{8}", token)
     assert get(guarded, "/v1/jobs", token).status_code == 200
-    secret = token.rpartition("_")[2] if token.count("_") == 2 else token.split("_", 2)[2]
+    secret = token.split("_", 2)[2][:43]
     for path in guarded.logs.parent.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes(), path
     (key,) = [key for key in json.loads(operator(guarded, "keys", "list", "--json").stdout) if key["name"] == "ci"]
@@ -85,11 +89,11 @@ def test_a_key_made_by_the_operator_opens_and_is_kept_by_nobody(guarded: Stack) 
 def test_requests_without_a_good_key_are_refused(guarded: Stack, key_of: Callable[..., str]) -> None:
     missing = get(guarded, "/v1/jobs")
     assert refusal(missing) == (401, "key_missing")
-    assert missing.headers["WWW-Authenticate"] == "Bearer"
+    assert missing.headers["WWW-Authenticate"] == 'Bearer realm="known"'
     good, other = key_of("team-a"), key_of("team-a")
     swapped = other[:19] + good[19:]  # the id of one, the secret of the other
     for token in (swapped, good[:-1] + ("A" if good[-1] != "A" else "B"), "known_000000000000_" + "A" * 43, "x", "ä"):
-        answer = httpx.get(f"{guarded.url}/v1/jobs", headers={"Authorization": f"Bearer {token}".encode()})
+        answer = httpx.get(f"{guarded.url}/v1/jobs", headers=[(b"Authorization", f"Bearer {token}".encode())])
         assert refusal(answer) == (401, "key_invalid"), token
     basic = httpx.get(f"{guarded.url}/v1/jobs", auth=("user", good))
     assert refusal(basic) == (401, "key_invalid")
