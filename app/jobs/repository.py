@@ -18,6 +18,7 @@ from known_core.files import sha256_bytes
 
 _OPEN = "known:jobs:open"
 _TENANTS = "known:tenants"
+_TURNS = "known:turns"
 CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
@@ -156,7 +157,7 @@ class JobRepository:
         return self.next(max_running) if self.status(job_id) is JobStatus.QUEUED else job_id
 
     def next(self, max_running: int) -> str | None:
-        """Whose turn it is among all tenants' waiting jobs: the tenant with the fewest running, then the oldest job.
+        """Whose turn it is among all tenants' waiting jobs: the tenant with the fewest running.
 
         Args:
             max_running: the most jobs of a tenant that run at once; 0: any number. Workers that look at the same
@@ -165,7 +166,7 @@ class JobRepository:
         Returns:
             A job's id; None where none waits, or whoever waits is at that limit.
         """
-        chosen = self._next(keys=[_TENANTS], args=[max_running])
+        chosen = self._next(keys=[_TENANTS, _TURNS], args=[max_running])
         return str(chosen) if chosen else None
 
     def delete(self, job_id: str) -> bool:

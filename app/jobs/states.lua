@@ -108,6 +108,7 @@ if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when t
   local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
   redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'lease_until', now + tonumber(ARGV[4]))
   redis.call('HSETNX', KEYS[1], 'started_at', now)
+  redis.call('HSET', 'known:turns', redis.call('HGET', KEYS[1], 'tenant'), now)
   look_again_at(now + tonumber(ARGV[4]))
   enter('validating')
   return { 'ok', fence }

@@ -93,7 +93,7 @@ def test_requests_without_a_good_key_are_refused(guarded: Stack, key_of: Callabl
     good, other = key_of("team-a"), key_of("team-a")
     swapped = other[:19] + good[19:]  # the id of one, the secret of the other
     for token in (swapped, good[:-1] + ("A" if good[-1] != "A" else "B"), "known_000000000000_" + "A" * 43, "x", "ä"):
-        answer = httpx.get(f"{guarded.url}/v1/jobs", headers=[(b"Authorization", f"Bearer {token}".encode())])
+        answer = httpx.get(f"{guarded.url}/v1/jobs", headers={b"Authorization": f"Bearer {token}".encode()})
         assert refusal(answer) == (401, "key_invalid"), token
     basic = httpx.get(f"{guarded.url}/v1/jobs", auth=("user", good))
     assert refusal(basic) == (401, "key_invalid")
@@ -167,7 +167,8 @@ def test_what_is_anothers_is_not_there(guarded: Stack, key_of: Callable[..., str
     assert (
         refusal(used) == refusal(get(guarded, "/v1/enhance", mallory, "POST", json=unknown)) == (422, "upload_unknown")
     )
-    assert belongings["job"] not in get(guarded, "/v1/audit", mallory).text
+    keys = {entry["key"] for entry in get(guarded, "/v1/audit?limit=1000", mallory).json()["data"]}
+    assert keys == {mallory.split("_")[1]}
     assert get(guarded, f"/v1/jobs/{belongings['job']}", alice).json() == before
     assert get(guarded, "/v1/jobs", alice).json()["data"] == [before]
 
@@ -270,7 +271,7 @@ def test_open_mode_answers_this_machine_alone(stack: Stack) -> None:
     port = stack.port
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"known.localhost:{port}", f"[::1]:{port}"):
         assert httpx.get(f"{stack.url}/v1/jobs", headers={"Host": host}).status_code == 200
-    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.0.2.1", ""):
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.0.2.1"):
         answer = httpx.get(f"{stack.url}/v1/jobs", headers={"Host": host})
         assert refusal(answer) == (403, "open_mode_is_local"), host
     for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"):

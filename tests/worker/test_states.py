@@ -1,10 +1,15 @@
 """The life of a job: the real Lua script on a real server, against a model of what is legal."""
 
 import json
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,8 +26,15 @@ MAX_ATTEMPTS = 3
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRepository]:
-    folder, port = tmp_path_factory.mktemp("valkey"), _free_port()
+def repository() -> Iterator[JobRepository]:
+    with _server() as one:
+        yield one
+
+
+@contextmanager
+def _server() -> Iterator[JobRepository]:
+    """A server of its own."""
+    folder, port = Path(tempfile.mkdtemp()), _free_port()
     command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     log = folder / "log"
     with log.open("wb") as stream:
@@ -33,6 +45,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobReposito
     finally:
         server.terminate()
         server.wait()
+        shutil.rmtree(folder)
 
 
 def _create(repository: JobRepository, tenant: str = "local") -> str:
@@ -233,6 +246,49 @@ def test_pages_hold_every_job_once_by_tenant_and_state(repository: JobRepository
     repository.delete(canceled[0])
     assert canceled[0] not in _all_ids(repository, "many", None)
     assert canceled[0] not in _all_ids(repository, "many", JobStatus.CANCELED)
+
+
+def test_turns_are_fair_between_tenants() -> None:
+    """One tenant has many jobs waiting: another's first job is next, then they take turns; a limit holds one back."""
+    with _server() as repository:
+
+        def several(tenant: str, count: int) -> list[str]:
+            made = []
+            for _ in range(count):
+                made.append(_create(repository, tenant))
+                time.sleep(0.002)  # created in another millisecond
+            return made
+
+        flood = several("flood", 4)
+        assert repository.next_for(flood[3], 0) == flood[0]
+        assert repository.claim(flood[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
+        drop = several("drop", 2)
+        assert repository.next(0) == drop[0]
+        assert repository.claim(drop[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
+        assert repository.next(0) == flood[1]
+        assert repository.next(1) is None
+        fence = repository.claim(flood[1], "owner", LEASE_S, MAX_ATTEMPTS)
+        assert fence is not None
+        repository.mark_running(flood[1], fence)
+        assert repository.next(0) == drop[1]
+        assert repository.next(2) == drop[1]
+        repository.cancel(drop[1])
+        assert repository.next(2) is None
+        repository.finish(flood[1], fence, JobStatus.SUCCEEDED, {})
+        assert repository.next(2) == flood[2]
+        assert repository.next_for(flood[1], 1) == flood[1]  # it does not wait: a wake-up for it is for it
+
+
+def test_no_more_jobs_wait_than_a_tenant_may_have(repository: JobRepository) -> None:
+    fields: dict[str, Any] = {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}
+    with ThreadPoolExecutor(20) as pool:
+        made = list(pool.map(lambda _: repository.create(new_job_id(), "full", fields, max_queued=7), range(40)))
+    assert sum(made) == 7
+    waiting = _all_ids(repository, "full", None)
+    assert len(waiting) == 7
+    repository.cancel(waiting[0])
+    assert repository.create(new_job_id(), "full", fields, max_queued=7)
+    assert repository.create(new_job_id(), "roomy", fields, max_queued=7)
 
 
 def test_a_job_is_overdue_until_claimed_and_after_its_lease(repository: JobRepository) -> None:
