@@ -84,7 +84,7 @@ def error_codes() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if name in ("KnownError", "_bad", "__init__") and isinstance(node.args[0].value, str):
+                if name in ("KnownError", "TooMany", "_bad", "__init__") and isinstance(node.args[0].value, str):
                     codes.add(node.args[0].value)
             elif isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "code":
                 assert isinstance(node.value, ast.Constant | ast.Name)
