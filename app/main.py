@@ -15,6 +15,7 @@ from app.artifacts.service import ArtifactService
 from app.audit import endpoints as audit
 from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
+from app.capabilities import endpoints as capabilities
 from app.dependencies import caller_of
 from app.events import endpoints as events
 from app.events.service import EventService
@@ -23,6 +24,7 @@ from app.inspection import Inspector
 from app.jobs import endpoints as jobs
 from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
+from app.jobs.secrets import Sealer
 from app.jobs.service import JobService
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService
@@ -30,6 +32,10 @@ from app.settings import AppSettings
 from app.uploads import endpoints as uploads
 from app.uploads.repository import UploadRepository
 from app.uploads.service import UploadService
+from app.webhooks import endpoints as webhooks
+from app.webhooks.guard import Guard
+from app.webhooks.repository import WebhookRepository
+from app.webhooks.service import WebhookService
 
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
@@ -39,7 +45,8 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         settings: read from the environment when None.
     """
     settings = settings or AppSettings()
-    repository = JobRepository(connect(settings.redis_url))
+    store = connect(settings.redis_url)
+    repository, deliveries = JobRepository(store), WebhookRepository(store)
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
@@ -47,6 +54,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
+    webhook_service = WebhookService(deliveries, Sealer(settings), Guard.of(settings))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -67,16 +75,24 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     api.state.settings = settings
     api.state.repository = repository
+    api.state.inspector = inspector
     api.state.uploads = upload_service
     api.state.events = event_service
+    api.state.webhooks = webhook_service
+    api.state.deliveries = deliveries
     api.state.audit = audit_service
     api.state.keys = keys
     api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings)
-    api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
+    api.state.jobs = JobService(
+        repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
+    )
     problems.install(api)
     api.add_middleware(RequestLog, audit=audit_service)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, audit.router):
+    for router in (
+        jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, audit.router,
+        capabilities.router,
+    ):  # fmt: skip
         api.include_router(
             router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
         )

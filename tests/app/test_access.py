@@ -120,6 +120,7 @@ def routes(stack: Stack) -> list[tuple[str, str]]:
 
 
 def filled(path: str, job_id: str, upload_id: str) -> str:
+    path = path.replace("{delivery_id}", job_id.replace("job_", "msg_"))
     path = path.replace("{job_id}", job_id).replace("{upload_id}", upload_id).replace("{path}", "report.json")
     assert "{" not in path, "say here what this route's parameter is"
     return path
@@ -137,6 +138,7 @@ def test_every_route_asks_for_a_key_and_a_scope(guarded: Stack, key_of: Callable
         wrong = get(guarded, address, writes if looks else reads, method)
         assert refusal(wrong) == (403, "scope_missing"), (method, path)
     assert refusal(get(guarded, "/v1/audit", reads)) == (403, "scope_missing")
+    assert refusal(get(guarded, "/v1/webhooks/secret", reads)) == (403, "scope_missing")
 
 
 @pytest.fixture(scope="module")
