@@ -77,8 +77,8 @@ async def caller_of(
             await limits.check_failures(address)
             await limits.count_failure(address)
         raise
-    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
     await limits.count(caller)
+    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
     return caller
 
 

@@ -50,7 +50,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
-    event_service, audit_service = EventService(async_redis), AuditService(async_redis)
+    event_service, audit_service = EventService(async_redis), AuditService(async_redis, settings.audit_entries)
     keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
@@ -58,6 +58,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        audit_service.start()
         keys.warn_when_open()
         inspector.start()
         event_service.start()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 import zipfile
@@ -37,6 +38,8 @@ class Client:
     def __init__(self, server: str, api_key: str | None = None) -> None:
         self._server = server.rstrip("/")
         api_key = api_key or os.environ.get("KNOWN_API_KEY")
+        if api_key and not re.fullmatch(r"[!-~]+", api_key):
+            raise KnownError("key_invalid", "the API key has a space, or a sign that is not ASCII", "Copy it again.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self._server, headers=headers, timeout=httpx.Timeout(60, read=150))
 

@@ -58,6 +58,7 @@ class StoreSettings(BaseSettings):
         30, ge=0, description="a job is deleted so long after it has ended, with its files; 0: never"
     )
     max_running_jobs: int = Field(0, ge=0, description="of a tenant at once; 0: any number")
+    audit_entries: int = Field(100_000, ge=1, description="kept of each tenant, about; older ones go")
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
 
     hub_endpoint: str | None = Field(None, description="address of the Hub; null: HF_ENDPOINT or huggingface.co")
