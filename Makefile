@@ -8,7 +8,7 @@ REAL := $(VENV)/.real
 LOAD := $(VENV)/.load
 LOAD_SECONDS ?= 600
 
-.PHONY: help install demo serve check format test test-slow load constraints clean
+.PHONY: help install demo serve check format test test-slow chaos load constraints clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,6 +42,9 @@ test-slow: $(REAL)  ## the tests that take minutes each; real pretrained weights
 
 load: $(LOAD)  ## 500 clients on one API process, 10,000 jobs in the store (LOAD_SECONDS=600)
 	$(BIN)/python -m tests.load --seconds $(LOAD_SECONDS)
+
+chaos: install  ## every fault in every phase, for real, and the table of what came of them (half an hour; root for some)
+	$(BIN)/pytest -m 'chaos or not chaos' tests/chaos
 
 constraints: $(REAL) $(LOAD)  ## pin what is installed
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.txt

@@ -9,6 +9,7 @@ from app.artifacts.service import ArtifactService, artifact_path
 from app.artifacts.signing import UrlSigner
 from app.audit.service import AuditService
 from app.events.service import EventService
+from app.inspection import Inspector
 from app.jobs.repository import JobNotFound, JobRepository
 from app.jobs.service import JobService
 from app.keys.caller import Caller, Scope
@@ -16,6 +17,8 @@ from app.keys.limits import RateLimits
 from app.keys.service import KeyService, require
 from app.settings import AppSettings
 from app.uploads.service import UploadService
+from app.webhooks.repository import DeliveryNotFound, WebhookRepository
+from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: known keys create. Not needed in open mode.")
@@ -33,6 +36,10 @@ def _repository(request: Request) -> JobRepository:
     return cast(JobRepository, request.app.state.repository)
 
 
+def _inspector(request: Request) -> Inspector:
+    return cast(Inspector, request.app.state.inspector)
+
+
 def _events(request: Request) -> EventService:
     return cast(EventService, request.app.state.events)
 
@@ -43,6 +50,14 @@ def _uploads(request: Request) -> UploadService:
 
 def _artifacts(request: Request) -> ArtifactService:
     return cast(ArtifactService, request.app.state.artifacts)
+
+
+def _webhooks(request: Request) -> WebhookService:
+    return cast(WebhookService, request.app.state.webhooks)
+
+
+def _deliveries(request: Request) -> WebhookRepository:
+    return cast(WebhookRepository, request.app.state.deliveries)
 
 
 def _audit(request: Request) -> AuditService:
@@ -63,8 +78,8 @@ async def caller_of(
             await limits.check_failures(address)
             await limits.count_failure(address)
         raise
-    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
     await limits.count(caller)
+    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
     return caller
 
 
@@ -110,13 +125,27 @@ async def _readable_job(
     return job_id
 
 
+def _own_delivery(
+    delivery_id: Annotated[str, Path(pattern=r"^msg_[0-9a-f]{24}$", examples=["msg_0123456789abcdef01234567"])],
+    caller: Annotated[Caller, Depends(caller_of)],
+    deliveries: Annotated[WebhookRepository, Depends(_deliveries)],
+) -> str:
+    """The id of a delivery that is there and the caller's. Raises: DeliveryNotFound, also where it is another's."""
+    if deliveries.tenant(delivery_id) != caller.tenant:
+        raise DeliveryNotFound(delivery_id)
+    return delivery_id
+
+
 Settings = Annotated[AppSettings, Depends(_settings)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Repository = Annotated[JobRepository, Depends(_repository)]
+Inspecting = Annotated[Inspector, Depends(_inspector)]
 Events = Annotated[EventService, Depends(_events)]
 Uploads = Annotated[UploadService, Depends(_uploads)]
 Artifacts = Annotated[ArtifactService, Depends(_artifacts)]
+Webhooks = Annotated[WebhookService, Depends(_webhooks)]
 Audit = Annotated[AuditService, Depends(_audit)]
 Who = Annotated[Caller, Depends(caller_of)]
 JobId = Annotated[str, Depends(_own_job)]
 ReadableJobId = Annotated[str, Depends(_readable_job)]
+DeliveryId = Annotated[str, Depends(_own_delivery)]

@@ -16,6 +16,7 @@ from app.artifacts.signing import UrlSigner
 from app.audit import endpoints as audit
 from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
+from app.capabilities import endpoints as capabilities
 from app.dependencies import caller_of
 from app.events import endpoints as events
 from app.events.service import EventService
@@ -24,7 +25,7 @@ from app.inspection import Inspector
 from app.jobs import endpoints as jobs
 from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
-from app.jobs.secrets import SecretKeys
+from app.jobs.secrets import Sealer, SecretKeys
 from app.jobs.service import JobService
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService
@@ -33,6 +34,10 @@ from app.uploads import endpoints as uploads
 from app.uploads.repository import Limits, UploadRepository
 from app.uploads.service import UploadService
 from app.uploads.tus import TusHeaders
+from app.webhooks import endpoints as webhooks
+from app.webhooks.guard import Guard
+from app.webhooks.repository import WebhookRepository
+from app.webhooks.service import WebhookService
 
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
@@ -42,11 +47,12 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         settings: read from the environment when None.
     """
     settings = settings or AppSettings()
-    repository = JobRepository(connect(settings.redis_url))
+    store = connect(settings.redis_url)
+    repository, deliveries = JobRepository(store), WebhookRepository(store)
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
-    event_service, audit_service = EventService(async_redis), AuditService(async_redis)
+    event_service, audit_service = EventService(async_redis), AuditService(async_redis, settings.audit_entries)
     keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     signer = UrlSigner(SecretKeys(settings), settings.download_url_seconds)
@@ -57,9 +63,11 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         settings.upload_idle_seconds,
         repository.uploads_in_use,
     )
+    webhook_service = WebhookService(deliveries, Sealer(settings), Guard.of(settings))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        audit_service.start()
         keys.warn_when_open()
         inspector.start()
         event_service.start()
@@ -76,18 +84,26 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     api.state.settings = settings
     api.state.repository = repository
+    api.state.inspector = inspector
     api.state.uploads = upload_service
     api.state.events = event_service
+    api.state.webhooks = webhook_service
+    api.state.deliveries = deliveries
     api.state.audit = audit_service
     api.state.keys = keys
     api.state.signer = signer
     api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings, signer)
-    api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
+    api.state.jobs = JobService(
+        repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
+    )
     problems.install(api)
     api.add_middleware(TusHeaders)
     api.add_middleware(RequestLog, audit=audit_service)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, audit.router):
+    for router in (
+        jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, audit.router,
+        capabilities.router,
+    ):  # fmt: skip
         api.include_router(
             router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
         )

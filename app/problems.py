@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,6 +25,7 @@ _STATUS = {
     "rate_limited": 429,
     "quota_exceeded": 429,
     "artifact_not_found": 404,
+    "delivery_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
     "upload_expired": 410,
@@ -49,6 +51,7 @@ _STATUS = {
     "idempotency_key_in_flight": 409,
     "job_busy": 409,
     "job_ended": 409,
+    "job_not_paused": 409,
     "publish_in_progress": 409,
     "result_not_ready": 409,
     "upload_too_large": 413,
@@ -56,6 +59,12 @@ _STATUS = {
     "inspection_failed": 503,
     "store_unavailable": 503,
     "disk_full": 503,
+}
+_BEARER_ERRORS = {  # RFC 6750, 3.1; a request without a key is told none
+    "key_invalid": ', error="invalid_token"',
+    "key_expired": ', error="invalid_token"',
+    "key_revoked": ', error="invalid_token"',
+    "scope_missing": ', error="insufficient_scope"',
 }
 _TITLES = {
     400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
@@ -109,6 +118,7 @@ def _problem(
     hint: str = "",
     errors: list[FieldError] | None = None,
     retry_after_s: int | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem = Problem(
         type=f"urn:known:problem:{code}",
@@ -122,9 +132,9 @@ def _problem(
         request_id=getattr(request.state, "request_id", ""),
     )
     request.state.code = code  # for the audit log
-    headers = {}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 6750
+    headers = dict(headers or {})
+    if status == 401 or code == "scope_missing":
+        headers["WWW-Authenticate"] = f'Bearer realm="known"{_BEARER_ERRORS.get(code, "")}'
     if status == 408:
         headers["Connection"] = "close"  # the rest of the request may never come
     if retry_after_s is None and (status in (423, 503) or code == "idempotency_key_in_flight"):
@@ -139,7 +149,8 @@ async def _known_error(request: Request, error: Exception) -> Response:
     errors = [FieldError(pointer=error.pointer, message=error.message)] if error.pointer else []
     retry_after_s = getattr(error, "retry_after_s", None)
     status = _STATUS.get(error.code, 422)
-    return _problem(request, status, error.code, error.message, error.hint, errors, retry_after_s)
+    headers = getattr(error, "headers", None)
+    return _problem(request, status, error.code, error.message, error.hint, errors, retry_after_s, headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

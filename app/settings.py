@@ -3,7 +3,7 @@
 from typing import Literal
 
 from limits import parse
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from app.jobs.settings import StoreSettings
 
@@ -27,7 +27,7 @@ class AppSettings(StoreSettings):
 
     @field_validator("rate_limit", "key_failure_limit")
     @classmethod
-    def _is_a_rate(cls, value: str) -> str:
-        if value:
+    def _is_a_rate(cls, value: str, info: ValidationInfo) -> str:
+        if value or info.field_name != "rate_limit":
             parse(value)
         return value

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from known_core.files import write_json
 from known_core.manifest import verify_manifest
 from known_core.transfer import Patience, Progress, download_file, upload_file
 
-_PASSING = (408, 423, 429, 502, 503, 504)
+_PASSING = (408, 423, 429, 502, 503, 504)  # statuses of what may be well a moment later
 _WAIT_S = 20  # one long poll
 
 
@@ -27,15 +28,17 @@ class Client:
     Args:
         server: its address, such as ``http://127.0.0.1:8000``.
         api_key: of a service that asks for one; None: KNOWN_API_KEY, where it is set.
-        patience_s: how long an upload or a download that had begun waits for the server to come back, in seconds.
+        patience_s: how long a server that has answered may be away before it is given up, in seconds.
 
     Every method raises KnownError: with the server's own code, message and hint, or ``server_unreachable``.
     """
 
-    def __init__(self, server: str, api_key: str | None = None, patience_s: float = 60) -> None:
+    def __init__(self, server: str, api_key: str | None = None, patience_s: float = 120) -> None:
         self._patience_s = patience_s
         self._server = server.rstrip("/")
         api_key = api_key or os.environ.get("KNOWN_API_KEY")
+        if api_key and not re.fullmatch(r"[!-~]+", api_key):
+            raise KnownError("key_invalid", "the API key has a space, or a sign that is not ASCII", "Copy it again.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self._server, headers=headers, timeout=httpx.Timeout(60, read=150))
 
@@ -89,9 +92,36 @@ class Client:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Ask a job to stop and keep what is finished; returns it, ``pausing`` until its worker has let it go."""
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        """Go on with a paused job."""
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def capabilities(self) -> dict[str, Any]:
+        """What the service can do, and with which workers."""
+        return self._json("GET", "/v1/capabilities")
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with its files."""
         self._request("DELETE", f"/v1/jobs/{job_id}")
+
+    def deliveries(self, job_id: str | None = None, status: str | None = None, limit: int = 20) -> dict[str, Any]:
+        """Webhook deliveries, newest first, with every attempt; of one job, or in one state."""
+        parameters = {"job": job_id, "status": status, "limit": limit}
+        return self._json(
+            "GET", "/v1/webhooks/deliveries", params={k: v for k, v in parameters.items() if v is not None}
+        )
+
+    def redeliver(self, delivery_id: str) -> dict[str, Any]:
+        """Deliver a webhook again; returns the delivery."""
+        return self._json("POST", f"/v1/webhooks/deliveries/{delivery_id}/redeliver")
+
+    def webhook_secret(self, *, rotate: bool = False) -> dict[str, Any]:
+        """What webhooks are signed with, made on first use; or a new one in its place."""
+        return self._json("POST", "/v1/webhooks/secret/rotate") if rotate else self._json("GET", "/v1/webhooks/secret")
 
     def logs(self, job_id: str, tail: int = 1000) -> str:
         return self._request("GET", f"/v1/jobs/{job_id}/logs", params={"tail": tail}).text
@@ -100,10 +130,18 @@ class Client:
         return self._json("GET", f"/v1/jobs/{job_id}/report")
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job's events from its first on, as they happen, until it has ended. Stopping stops nothing else."""
-        after = "0"
+        """The job's events from its first on, as they happen, until it has ended. Stopping stops nothing else.
+
+        A server that goes away for a while (a deploy) ends nothing: what was missed follows.
+        """
+        after, patience = "0", Patience(self._patience_s)
         while True:
-            page = self._json("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "wait": _WAIT_S})
+            try:
+                page = self._json("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "wait": _WAIT_S})
+            except KnownError as error:
+                patience.bear(error)
+                continue
+            patience.renew()
             for event in page["data"]:
                 yield event["data"]
             after = page["last_id"] or after

@@ -34,9 +34,13 @@ class Stack:
         data_dir: for everything that lasts: Valkey's append-only file, uploads, jobs, logs.
         port: of the API; 0 takes a free one.
         environment: added to that of the processes.
+        workers: how many; 0: jobs are accepted and wait.
     """
 
-    def __init__(self, data_dir: Path, port: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, port: int, environment: Mapping[str, str] | None = None, workers: int = 1
+    ) -> None:
+        self._workers = workers
         self._data_dir = data_dir.expanduser().resolve()
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -81,7 +85,8 @@ class Stack:
         _write_private(self._store_file, self.store_url)
         api = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 5"
         self._start("api", [*_PYTHON, *api.split(), "--port", str(self.port)])
-        self._start("worker", _WORKER)
+        for index in range(self._workers):
+            self._start("worker" if index == 0 else f"worker-{index}", _WORKER)
 
     def _start(
         self, name: str, command: list[str], stdin: bytes | None = None, environment: Mapping[str, str] | None = None
@@ -109,7 +114,7 @@ class Stack:
             self.check()
             try:
                 answer = httpx.get(f"{self.url}/readyz", timeout=5)
-                if answer.status_code == 200 and answer.json()["workers"]:
+                if answer.status_code == 200 and answer.json()["workers"] >= min(1, self._workers):
                     return
             except httpx.TransportError:
                 pass

@@ -2,14 +2,15 @@
 
 import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("KNOWN_HYPERMODEL", None)
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the stack runs this checkout, not another that is installed
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -1,18 +1,21 @@
 """One job, supervised: claim it, start its processes, relay their events, renew the lease, stop them when asked.
 
-Fetcher and publisher talk to the Hub and hold a token; the trainer between them has neither.
+Fetcher and publisher talk to the Hub and hold a token; the trainer between them has neither, and is confined
+(:mod:`worker.isolation`).
 """
 
+import errno
 import json
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,17 +23,21 @@ from typing import Any
 from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository, LeaseLost
 from app.jobs.secrets import Sealer
-from app.jobs.settings import HubAccess
-from known_core.errors import KnownError
+from app.jobs.settings import RUN, HubAccess
+from known_core.errors import KnownError, disk_full
 from known_core.files import write_json
+from known_core.spec import JobSpec, paths_of
+from worker.isolation import confinement, hand_over, import_path, take_back
+from worker.lease import Lease
 from worker.messages import TERMINAL, error_message
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
 
 _log = logging.getLogger(__name__)
+TEMPORARY = "tmp"  # in a process's folder, gone after it
 _POLL_S = 0.5  # how soon a cancel or a shutdown is seen
 _ENVIRONMENT = (
-    "PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
+    "PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY", "KNOWN_HYPERMODEL", "KNOWN_ENGINE",
 )  # fmt: skip
 _NETWORK = (  # for the processes that talk to the Hub
@@ -66,11 +73,13 @@ class Supervisor:
             Whether the job is back in the queue and wants a wake-up.
         """
         owner = f"{socket.gethostname()}:{os.getpid()}"
+        asked_at = time.monotonic()
         fence = self._repository.claim(job_id, owner, self._settings.lease_seconds, self._settings.max_attempts)
         if fence is None:
             return False
+        lease = Lease(self._repository, job_id, fence, self._settings.lease_seconds, asked_at)
         try:
-            attempt = _Attempt(job_id, fence, self._repository, self._settings, self._stopping, self._call_helpers)
+            attempt = _Attempt(job_id, lease, self._repository, self._settings, self._stopping, self._call_helpers)
             return attempt.run()
         except LeaseLost as error:
             _log.warning("%s; the trainer was stopped and nothing more was written", error)
@@ -90,7 +99,7 @@ class Supervisor:
             return
         with (folder / "log.txt").open("ab", buffering=0) as log:
             command = ["worker.helper", str(folder), str(turn), str(helpers)]
-            process = _start(command, folder, log.fileno())
+            process = _start(command, folder, self._settings, log.fileno())
             try:
                 while process.poll() is None and not self._stopping():
                     if self._repository.status(job_id) is not JobStatus.RUNNING:
@@ -106,27 +115,41 @@ class _Attempt:
     def __init__(
         self,
         job_id: str,
-        fence: int,
+        lease: Lease,
         repository: JobRepository,
         settings: WorkerSettings,
         stopping: Callable[[], bool],
         call_helpers: Callable[[str, int], None],
     ) -> None:
-        self._job_id, self._fence = job_id, fence
+        self._job_id, self._lease = job_id, lease
         self._call_helpers = call_helpers
         self._repository, self._settings, self._stopping = repository, settings, stopping
         self._folder = settings.job_folder(job_id)
         self._outcome: dict[str, Any] | None = None
-        self._beat = time.monotonic()
+        self._begun = time.monotonic()
+        self._time_left_s = float("inf")
+        self._let_go = False  # stopped on request: the attempt does not count
 
     def run(self) -> bool:
         """Returns: whether the job is back in the queue."""
-        job = self._repository.get(self._job_id)
+        job = self._lease.read(self._repository.get)
+        if job.republish is None and job.max_seconds is not None:
+            self._time_left_s = job.max_seconds - job.spent_ms / 1000
+        try:
+            return self._begin(job)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            failed = error_message(disk_full(self._folder))
+            return self._finish(failed) if job.republish is None else self._republished(job, failed)
+
+    def _begin(self, job: Job) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._tidy()  # after an attempt whose supervisor died
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
             log.write(f"attempt {job.attempts}\n".encode())
             try:
-                sealed = self._repository.secret(self._job_id)
+                sealed = self._lease.read(self._repository.secret)
                 access = self._settings.hub_access(Sealer(self._settings).unseal(sealed) if sealed else None)
             except KnownError as error:
                 failed = error_message(error)
@@ -143,11 +166,16 @@ class _Attempt:
         """
         write_json(self._folder / SPEC, job.spec)
         if job.hub:
-            self._repository.mark_running(self._job_id, self._fence)
-            fetched = self._supervise("worker.fetcher", log, {**_plain(access), "refs": job.hub})
+            self._lease.write(self._repository.mark_running)
+            access.cache.mkdir(parents=True, exist_ok=True)
+            inputs = paths_of(JobSpec.model_validate(job.spec)).values()
+            asked = {**_plain(access), "refs": job.hub}
+            fetched = self._supervise("worker.fetcher", log, asked, reads=inputs, writes=[access.cache])
             if fetched is None or fetched["type"] == "error":
                 return fetched
-        result, target = self._supervise("worker.trainer", log), job.spec["output"].get("hub")
+        inputs = paths_of(JobSpec.model_validate(job.spec)).values()
+        result = self._supervise("worker.trainer", log, reads=inputs)
+        target = job.spec["output"].get("hub")
         if result is None or result["type"] == "error" or target is None:
             return result
         published = self._publish(access, target, result["selected"], log)
@@ -163,34 +191,70 @@ class _Attempt:
     def _republished(self, job: Job, outcome: dict[str, Any]) -> bool:
         assert job.result is not None
         kept = {name: value for name, value in job.result.items() if name not in _PUBLICATION}
-        self._repository.republished(self._job_id, self._fence, kept | _publication(outcome))
+        self._lease.write(self._repository.republished, kept | _publication(outcome))
         return False
 
     def _publish(self, access: HubAccess, target: dict[str, Any], candidate: str, log: int) -> dict[str, Any] | None:
         return self._supervise("worker.publisher", log, {**_plain(access), "target": target, "candidate": candidate})
 
-    def _supervise(self, module: str, log: int, asked: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    def _supervise(
+        self,
+        module: str,
+        log: int,
+        asked: dict[str, Any] | None = None,
+        reads: Iterable[Path] = (),
+        writes: Iterable[Path] = (),
+    ) -> dict[str, Any] | None:
         """Run one of our modules on the job's folder to its end, relaying its events.
 
         Args:
             asked: given to it on standard input; it then has the network, and a token in what it reads.
+            reads, writes: files and folders besides its own.
 
         Returns:
             Its last message, or None where it died or was stopped.
         """
+        if self._out_of_time():
+            return self._limit_reached()
         read_end, write_end = os.pipe()
         try:
             command = [module, str(self._folder), str(write_end)]
-            process = _start(command, self._folder, log, write_end, asked=asked)
+            process = _start(
+                command, self._folder, self._settings, log, write_end, asked=asked, reads=reads, writes=writes
+            )
         finally:
             os.close(write_end)
         self._outcome = None
         try:
             self._relay(read_end)
+        except LeaseLost:
+            _stop(process, 0)  # another worker may have the job already
+            raise
         finally:
             os.close(read_end)
             _stop(process, self._settings.kill_grace_seconds)
+        self._lease.renew()  # is the folder still ours?
+        self._tidy()
         return self._outcome
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() - self._begun >= self._time_left_s
+
+    def _limit_reached(self) -> dict[str, Any]:
+        limit = self._lease.read(self._repository.get).max_seconds
+        return error_message(
+            KnownError(
+                "limit_reached",
+                f"the job took longer than limits.max_gpu_seconds, {limit} s",
+                "Start it again with a higher limit, fewer forgetting.epochs_per_stage, or fewer evaluation.seeds.",
+            )
+        )
+
+    def _tidy(self) -> None:
+        """Make the folder safe to read, and this user's, after processes that read a stranger's files wrote in it."""
+        take_back(self._folder / RUN)
+        for home in (self._folder, self._folder / RUN):
+            shutil.rmtree(home / TEMPORARY, ignore_errors=True)
 
     def _relay(self, events: int) -> None:
         """Until the process closes its end, or it is time to stop it."""
@@ -205,10 +269,13 @@ class _Attempt:
                     *lines, buffer = (buffer + data).split(b"\n")
                     for line in lines:
                         self._handle(json.loads(line))
-                if time.monotonic() - self._beat >= self._settings.heartbeat_seconds:
-                    self._repository.heartbeat(self._job_id, self._fence, self._settings.lease_seconds)
-                    self._beat = time.monotonic()
-                if self._stopping() or self._repository.status(self._job_id) is JobStatus.CANCELING:
+                if self._lease.age >= self._settings.heartbeat_seconds:
+                    self._lease.renew()
+                if self._stopping() or self._lease.read(self._repository.stop_requested):
+                    self._let_go = True
+                    return
+                if self._out_of_time():
+                    self._outcome = self._limit_reached()
                     return
 
     def _handle(self, message: dict[str, Any]) -> None:
@@ -218,14 +285,14 @@ class _Attempt:
         elif kind == "fan_out":
             self._call_helpers(self._job_id, message["shards"])
         elif kind == "status":
-            self._repository.mark_running(self._job_id, self._fence)
+            self._lease.write(self._repository.mark_running)
         elif kind == "progress":
             progress = {name: message[name] for name in ("phase", "step", "total", "eta_seconds")}
-            self._repository.add_event(self._job_id, self._fence, message, {"progress": json.dumps(progress)})
+            self._lease.write(self._repository.add_event, message, {"progress": json.dumps(progress)})
         elif kind == "phase":
-            self._repository.add_event(self._job_id, self._fence, message, {"phase": message["phase"]})
+            self._lease.write(self._repository.add_event, message, {"phase": message["phase"]})
         else:
-            self._repository.add_event(self._job_id, self._fence, message, {})
+            self._lease.write(self._repository.add_event, message, {})
 
     def _finish(self, outcome: dict[str, Any] | None) -> bool:
         """Write down how the attempt ended. A job being canceled ends canceled whatever is written."""
@@ -233,11 +300,11 @@ class _Attempt:
             return self._release()
         kind = outcome.pop("type")
         status = JobStatus.SUCCEEDED if kind == "result" else JobStatus.FAILED
-        self._repository.finish(self._job_id, self._fence, status, outcome)
+        self._lease.write(self._repository.finish, status, outcome)
         return False
 
     def _release(self) -> bool:
-        status = self._repository.release(self._job_id, self._fence, attempt_counts=not self._stopping())
+        status = self._lease.write(self._repository.release, attempt_counts=not (self._let_go or self._stopping()))
         return status is JobStatus.QUEUED
 
 
@@ -256,22 +323,44 @@ def _plain(access: HubAccess) -> dict[str, Any]:
 
 
 def _start(
-    command: list[str], folder: Path, log: int, *descriptors: int, asked: dict[str, Any] | None = None
+    command: list[str],
+    folder: Path,
+    settings: WorkerSettings,
+    log: int,
+    *descriptors: int,
+    asked: dict[str, Any] | None = None,
+    reads: Iterable[Path] = (),
+    writes: Iterable[Path] = (),
 ) -> "subprocess.Popen[bytes]":
-    """A module of ours in a process of its own, with nothing of this one's environment but what it needs."""
-    names = _ENVIRONMENT if asked is None else (*_ENVIRONMENT, *_NETWORK)
+    """A module of ours in a process of its own, with nothing of this one's environment but what it needs.
+
+    Args:
+        folder: the job's. Without ``asked`` the process can write in ``run`` below it only, which is then its user's.
+        reads, writes: files and folders besides.
+    """
+    sandboxed = asked is None
+    home = folder / RUN if sandboxed else folder
+    names = _ENVIRONMENT if sandboxed else (*_ENVIRONMENT, *_NETWORK)
+    temporary = home / TEMPORARY
+    temporary.mkdir(parents=True, exist_ok=True)
+    hypermodel = [Path(os.environ[name]) for name in ("KNOWN_HYPERMODEL",) if name in os.environ]
+    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed)
+    if confined is not None and sandboxed:
+        hand_over(home, confined.uid)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", *command],
-        stdin=subprocess.DEVNULL if asked is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL if sandboxed else subprocess.PIPE,
         stdout=log,
         stderr=log,
-        cwd=folder,
+        cwd=home,
         env={
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
-            **({"HF_HUB_OFFLINE": "1"} if asked is None else {}),
+            **({"HF_HUB_OFFLINE": "1"} if sandboxed else {}),
             **{name: os.environ[name] for name in names if name in os.environ},
-            "HOME": str(folder),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            **(confined.environment() if confined is not None else {}),
+            "HOME": str(home),
+            "TMPDIR": str(temporary),
+            "PYTHONPATH": import_path(),
             "TOKENIZERS_PARALLELISM": "false",
         },
         pass_fds=descriptors,
@@ -284,8 +373,9 @@ def _start(
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """End the trainer and everything it started: TERM, then KILL."""
-    for how, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None)):
+    """End the trainer and everything it started, also what it left behind: TERM, then KILL after ``grace_s``; KILL at
+    once where that is 0."""
+    for how, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None))[0 if grace_s else 1 :]:
         if process.poll() is None:
             os.killpg(process.pid, how)
             try:
@@ -293,3 +383,5 @@ def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
             except subprocess.TimeoutExpired:
                 continue
     process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

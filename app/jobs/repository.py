@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +19,9 @@ from known_core.errors import KnownError
 from known_core.files import sha256_bytes
 
 _OPEN = "known:jobs:open"
+_ENDED = "known:jobs:ended"  # id -> when, ms; 0: its deletion has begun
+_STORE = "known:store"
+_WORKER = "known:worker:"
 _TENANTS = "known:tenants"
 _TURNS = "known:turns"
 CHANGES = "known:changes"  # the channel that says which job has a new event
@@ -38,15 +42,20 @@ class JobNotFound(KnownError):
         super().__init__("job_not_found", f"there is no job {job_id[:80]!r}", "List them: GET /v1/jobs.")
 
 
-def connect(url: str) -> Redis:
-    """A client with bounded waits that reconnects: a restart of the server is not an error of the job."""
+def connect(url: str, *, timeout_s: float = 30, tries: int = 11) -> Redis:
+    """A client with bounded waits that reconnects: a restart of the server is not an error of the job.
+
+    Args:
+        timeout_s: for one answer.
+        tries: of a call, before its error is raised.
+    """
     client: Redis = Redis.from_url(
         url,
         decode_responses=True,
-        socket_timeout=30,
-        socket_connect_timeout=5,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, 5),
         health_check_interval=25,
-        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries=10),
+        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries=tries - 1),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
     return client
@@ -107,9 +116,7 @@ class JobRepository:
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
         pairs += ["secret", secret] if secret else []
         answer = self._call("create", job_id, REQUEUE_GRACE_MS, max_queued, "tenant", tenant, *pairs)
-        if answer[0] == "exists":
-            raise ValueError(f"job {job_id} exists already")
-        return bool(answer[0] == "ok")
+        return bool(answer[0] != "full")  # or it exists: the call was repeated
 
     def reserve(self, tenant: str, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
         """Say that a request with an idempotency key is being answered by making ``job_id``.
@@ -118,11 +125,11 @@ class JobRepository:
             fingerprint: of the request's body.
 
         Returns:
-            None where the key is new; else that of whoever came first.
+            None where the key is new (or this very call is repeated); else that of whoever came first.
         """
         mine = f"{fingerprint} {job_id}"
         there = self._redis.set(_idempotency_key(tenant, key), mine, nx=True, get=True, ex=_IN_FLIGHT_S)
-        if there is None:
+        if there in (None, mine):
             return None
         first, first_id, *made = str(there).split()
         return Reservation(first, first_id, made=bool(made) or bool(self._redis.exists(f"known:job:{first_id}")))
@@ -153,6 +160,10 @@ class JobRepository:
         }
         answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error))
         return int(answer[1]) if answer[0] == "ok" else None
+
+    def begin_delete(self, job_id: str) -> bool:
+        """From here on a job can only be deleted. Returns: False while it runs or is being published."""
+        return bool(self._call("begin_delete", job_id)[0] == "ok")
 
     def next_for(self, job_id: str, max_running: int) -> str | None:
         """What a wake-up for a job is to run: where that job waits, the one whose turn it is; see :meth:`next`."""
@@ -206,6 +217,43 @@ class JobRepository:
         answer = self._call("cancel", job_id)
         return JobStatus(answer[1]) if answer[0] == "ok" else None
 
+    def pause(self, job_id: str) -> JobStatus:
+        """Pause a job: at once where it waits, else once its worker has let it go.
+
+        Returns:
+            The state it is in now.
+
+        Raises:
+            KnownError: ``job_ended`` where it has, or is being canceled.
+        """
+        answer = self._call("pause", job_id)
+        if answer[0] != "ok":
+            raise self._ended(job_id)
+        return JobStatus(answer[1])
+
+    def resume(self, job_id: str) -> JobStatus:
+        """Queue a paused job again, or withdraw a pause that was only asked for.
+
+        Returns:
+            The state it is in now.
+
+        Raises:
+            KnownError: ``job_ended``, or ``job_not_paused``.
+        """
+        answer = self._call("resume", job_id, REQUEUE_GRACE_MS)
+        if answer[0] == "terminal":
+            raise self._ended(job_id)
+        if answer[0] != "ok":
+            status = self.status(job_id)
+            raise KnownError(
+                "job_not_paused", f"the job is {status.value}, not paused", "Look at it: GET /v1/jobs/{id}."
+            )
+        return JobStatus(answer[1])
+
+    def _ended(self, job_id: str) -> KnownError:
+        status = self.status(job_id)
+        return KnownError("job_ended", f"the job has ended or is about to: it is {status.value}", "Start a new one.")
+
     def look_again(self, job_id: str, after_ms: int) -> None:
         """Put off the reaper's next look at an open job."""
         self._call("look_again", job_id, after_ms)
@@ -242,6 +290,13 @@ class JobRepository:
         if not fields:
             raise JobNotFound(job_id)
         return parse_job(fields)
+
+    def stop_requested(self, job_id: str) -> bool:
+        """Whether the owner of a job is to stop, because it is canceled or paused. Raises: JobNotFound."""
+        status, pause = self._redis.hmget(f"known:job:{job_id}", "status", "pause_requested")
+        if status is None:
+            raise JobNotFound(job_id)
+        return pause is not None or status == JobStatus.CANCELING
 
     def status(self, job_id: str) -> JobStatus:
         value = self._redis.hget(f"known:job:{job_id}", "status")
@@ -280,8 +335,7 @@ class JobRepository:
 
     def overdue(self) -> list[str]:
         """Open jobs that it is time to look at: their lease has run out, or nobody has claimed them."""
-        seconds, micros = self._redis.time()
-        overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, seconds * 1000 + micros // 1000)
+        overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, self._now())
         return overdue
 
     def uploads_in_use(self, tenant: str) -> set[str]:
@@ -293,16 +347,43 @@ class JobRepository:
                     pipe.hget(f"known:job:{job_id}", "request")
         return {upload_id for request in pipe.execute() if request for upload_id in _UPLOAD_ID.findall(request)}
 
+    def ended_for(self, milliseconds: float) -> list[str]:
+        """Jobs that ended so long ago (infinity: none), and those whose deletion was begun and cut short."""
+        ids: list[str] = self._redis.zrangebyscore(_ENDED, 0, max(0, self._now() - milliseconds))
+        return ids
+
+    def ended_at(self, job_ids: list[str]) -> list[int | None]:
+        """When each job ended, ms; None where it has not, 0 where it is not there."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hmget(f"known:job:{job_id}", "id", "finished_at")
+        return [0 if found is None else finished and int(finished) for found, finished in pipe.execute()]
+
+    def store_id(self) -> str:
+        """What this store is told from another one by; made by whoever asks first."""
+        mine = secrets.token_hex(8)
+        return str(self._redis.set(_STORE, mine, nx=True, get=True) or mine)
+
+    def _now(self) -> int:
+        seconds, micros = self._redis.time()
+        return int(seconds * 1000 + micros // 1000)
+
     def ping(self) -> None:
         self._redis.ping()
 
-    def worker_alive(self, name: str, seconds: int) -> None:
-        """Let it be known for some seconds that a worker runs."""
-        self._redis.set(f"known:worker:{name}", 1, ex=seconds)
+    def worker_alive(self, name: str, seconds: int, facts: Mapping[str, Any] | None = None) -> None:
+        """Let it be known for some seconds that a worker runs, and on what."""
+        self._redis.set(f"{_WORKER}{name}", json.dumps(facts or {}), ex=seconds)
 
     def worker_is_alive(self, name: str) -> bool:
-        return bool(self._redis.exists(f"known:worker:{name}"))
+        return bool(self._redis.exists(f"{_WORKER}{name}"))
 
     def workers(self) -> int:
         """Workers that said within their time that they run."""
-        return sum(1 for _ in self._redis.scan_iter("known:worker:*", count=1000))
+        return sum(1 for _ in self._redis.scan_iter(f"{_WORKER}*", count=1000))
+
+    def worker_facts(self) -> dict[str, dict[str, Any]]:
+        """What each of them said of itself, by name."""
+        keys = sorted(self._redis.scan_iter(f"{_WORKER}*", count=1000))
+        said = self._redis.mget(keys) if keys else []
+        return {key.removeprefix(_WORKER): json.loads(text) for key, text in zip(keys, said, strict=True) if text}

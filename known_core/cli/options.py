@@ -18,6 +18,12 @@ DATA_DIR = Path("~/.local/share/known")
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 Server = Annotated[str, typer.Option(envvar="KNOWN_SERVER", help="address of the service")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="KNOWN_API_KEY", help="of a service that asks for one; other users see flags: prefer KNOWN_API_KEY"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 DataDir = Annotated[Path, typer.Option(envvar="KNOWN_DATA_DIR", help="where everything is kept")]
 HubToken = Annotated[

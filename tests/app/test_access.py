@@ -75,9 +75,9 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 def test_a_key_made_by_the_operator_opens_and_is_kept_by_nobody(guarded: Stack) -> None:
     made = operator(guarded, "keys", "create", "--tenant", "team-a", "--name", "ci", "--expires", "90d")
     token = made.stdout.strip()
-    assert re.fullmatch(r"known_[0-9a-f]{12}_[\w-]{43}", token)
+    assert re.fullmatch(r"known_[0-9a-f]{12}_[\w-]{43}[0-9a-f]{8}", token)
     assert get(guarded, "/v1/jobs", token).status_code == 200
-    secret = token.rpartition("_")[2] if token.count("_") == 2 else token.split("_", 2)[2]
+    secret = token.split("_", 2)[2][:43]
     for path in guarded.logs.parent.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes(), path
     (key,) = [key for key in json.loads(operator(guarded, "keys", "list", "--json").stdout) if key["name"] == "ci"]
@@ -89,7 +89,7 @@ def test_a_key_made_by_the_operator_opens_and_is_kept_by_nobody(guarded: Stack) 
 def test_requests_without_a_good_key_are_refused(guarded: Stack, key_of: Callable[..., str]) -> None:
     missing = get(guarded, "/v1/jobs")
     assert refusal(missing) == (401, "key_missing")
-    assert missing.headers["WWW-Authenticate"] == "Bearer"
+    assert missing.headers["WWW-Authenticate"] == 'Bearer realm="known"'
     good, other = key_of("team-a"), key_of("team-a")
     swapped = other[:19] + good[19:]  # the id of one, the secret of the other
     for token in (swapped, good[:-1] + ("A" if good[-1] != "A" else "B"), "known_000000000000_" + "A" * 43, "x", "ä"):
@@ -120,6 +120,7 @@ def routes(stack: Stack) -> list[tuple[str, str]]:
 
 
 def filled(path: str, job_id: str, upload_id: str) -> str:
+    path = path.replace("{delivery_id}", job_id.replace("job_", "msg_"))
     path = path.replace("{job_id}", job_id).replace("{upload_id}", upload_id).replace("{path}", "report.json")
     assert "{" not in path, "say here what this route's parameter is"
     return path
@@ -137,6 +138,7 @@ def test_every_route_asks_for_a_key_and_a_scope(guarded: Stack, key_of: Callable
         wrong = get(guarded, address, writes if looks else reads, method)
         assert refusal(wrong) == (403, "scope_missing"), (method, path)
     assert refusal(get(guarded, "/v1/audit", reads)) == (403, "scope_missing")
+    assert refusal(get(guarded, "/v1/webhooks/secret", reads)) == (403, "scope_missing")
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_no_server_is_said_at_once(file: Path) -> None:
 def test_a_download_over_connections_that_are_cut(stack: Stack, finished_job: str, tmp_path: Path) -> None:
     with Client(stack.url) as client:
         total = sum(entry["bytes"] for entry in client._json("GET", f"/v1/jobs/{finished_job}/manifest")["files"])
-    with cutting(stack.port, cuts=25, at_most=30_000) as (url, proxy), Client(url) as client:
+    with cutting(stack.port, cuts=10, at_most=6_000) as (url, proxy), Client(url) as client:
         seen: list[tuple[int, int]] = []
         count = patient(
             lambda: client.download(finished_job, tmp_path / "out", on_bytes=lambda *done: seen.append(done))
