@@ -12,6 +12,7 @@ import known_core
 from app import problems
 from app.artifacts import endpoints as artifacts
 from app.artifacts.service import ArtifactService
+from app.body_limit import BodyLimit
 from app.events import endpoints as events
 from app.events.service import EventService
 from app.health import endpoints as health
@@ -63,6 +64,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.artifacts = ArtifactService(repository, settings)
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
     problems.install(api)
+    api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
         api.include_router(router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)

@@ -40,6 +40,14 @@ _TITLES = {
     412: "Precondition failed", 413: "Content too large", 415: "Unsupported media type", 422: "Unprocessable content",
     500: "Internal error", 503: "Unavailable",
 }  # fmt: skip
+_HTTP_CODES = {400: "json_invalid", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_HTTP_HINTS = {
+    "json_invalid": "Check its nesting and its numbers.",
+    "not_found": "GET /docs lists the routes.",
+    "method_not_allowed": "GET /docs lists the routes.",
+    "request_too_large": "The operator sets the limit with KNOWN_MAX_REQUEST_BYTES. Files go to POST /v1/uploads.",
+}
+_MAX_ERRORS = 100  # fields at fault that an answer lists
 
 
 class FieldError(BaseModel):
@@ -117,7 +125,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         return _problem(request, 400, "json_invalid", "the body is not JSON", "Check quotes, commas and braces.")
     errors = [
         FieldError(pointer=_pointer(detail["loc"]), message=f"{detail['msg']}; got {_shown(detail.get('input'))}")
-        for detail in details
+        for detail in details[:_MAX_ERRORS]
     ]
     text = "; ".join(f"{item.pointer}: {item.message}" for item in errors)
     hint = "GET /openapi.json has every field with its range."
@@ -132,15 +140,15 @@ def _pointer(location: tuple[str | int, ...]) -> str:
 def _shown(value: Any) -> str:
     try:
         text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = _TITLES.get(error.status_code, "error").lower().replace(" ", "_")
-    response = _problem(request, error.status_code, code, str(error.detail), "GET /docs lists the routes.")
+    code = _HTTP_CODES.get(error.status_code, "error")
+    response = _problem(request, error.status_code, code, str(error.detail), _HTTP_HINTS.get(code, ""))
     response.headers.update(error.headers or {})
     return response
 
