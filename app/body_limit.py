@@ -11,7 +11,7 @@ class BodyLimit:
     """ASGI middleware: whoever reads more of a body than is allowed gets a 413 instead.
 
     FastAPI's ``max_body_size`` answers in plain text where Content-Length says the size; this one leaves the answer to
-    the handlers of the application.
+    the handlers of the application. It has to be the innermost: BaseHTTPMiddleware wraps what a body's reader raises.
 
     Args:
         max_bytes: of a body, claimed by Content-Length or counted.

@@ -63,8 +63,8 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.events = event_service
     api.state.artifacts = ArtifactService(repository, settings)
     api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
+    api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
-    api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
         api.include_router(router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)

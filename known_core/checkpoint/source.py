@@ -18,8 +18,8 @@ import fsspec
 from known_core.errors import KnownError
 from known_core.files import link_or_copy
 
-MAX_FILES = 1_000_000  # folders of a zip counted
-MAX_DIRECTORY_BYTES = 128 << 20  # of a zip: zipfile reads all of it before it says how many entries there are
+MAX_FILES = 500_000  # folders of a zip counted
+MAX_DIRECTORY_BYTES = 64 << 20  # of a zip: zipfile reads all of it before it says how many entries there are
 MAX_UNPACKED_BYTES = 200 << 30
 MAX_RATIO = 200  # unpacked bytes per packed byte, checked above 100 MB
 MAX_NAME_BYTES = 1024

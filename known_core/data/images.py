@@ -87,7 +87,7 @@ class LabelledImages(CachedItems):
 
 
 def check_image_headers(source: Source, files: DataFiles) -> None:
-    """Look at the sizes that images say they have, evenly over a folder on this machine; all are looked at when decoded.
+    """Look at the sizes that images of a folder on this machine say they have; of each that is decoded, the job does.
 
     Raises:
         KnownError: ``image_limit``, ``dataset_unusable``.
@@ -117,7 +117,10 @@ def read_image(value: str | bytes, index: int) -> Image.Image:
         KnownError: ``image_limit``, ``dataset_unusable``.
     """
     name = "/".join(Path(value).parts[-2:]) if isinstance(value, str) else f"image {index}"
-    with Path(value).open("rb") if isinstance(value, str) else io.BytesIO(value) as stream, _opened(stream, name) as image:
+    with (
+        Path(value).open("rb") if isinstance(value, str) else io.BytesIO(value) as stream,
+        _opened(stream, name) as image,
+    ):
         image.load()
         return ImageOps.exif_transpose(image)
 

@@ -1,4 +1,4 @@
-"""Chat templates of a checkpoint: Jinja from a stranger, parsed and never rendered here, and carried over to the result.
+"""Chat templates of a checkpoint: Jinja from a stranger, parsed, never rendered here, and carried over to the result.
 
 transformers renders them in a sandbox. What the sandbox would refuse, or what reads other files, has no place in one:
 whoever loads the result in something laxer is not to run it.

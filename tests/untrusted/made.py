@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save
 
 from known_core.models.registered import build_registered
-from known_core.sample_data import load_sample
 from tests.conftest import CONFIG
 from tests.known_core.data.made import png
 
@@ -138,7 +137,7 @@ def tarred(compression: str) -> bytes:
 
 def claims_entries(count: int) -> bytes:
     """A zip of 98 bytes whose zip64 record claims so many entries."""
-    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, 46 * count, 0)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, min(46 * count, 1 << 60), 0)
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     return b"PK\x03\x04".ljust(30, b"\0") + record + locator + end
@@ -146,8 +145,7 @@ def claims_entries(count: int) -> bytes:
 
 def entries(count: int, claimed: int | None = None) -> bytes:
     """A zip of ``count`` empty files, all of one name, with a directory of 47 bytes each; ``claimed`` lies about it."""
-    one = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, *[0] * 14) + b""
-    one = one[:28] + struct.pack("<H", 1) + one[30:] + b"a"
+    one = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, *[0] * 7, 1, *[0] * 6) + b"a"
     size, said = len(one) * count, count if claimed is None else claimed
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, min(said, 0xFFFF), min(said, 0xFFFF), size, 31, 0)
     local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, *[0] * 7, 1, 0) + b"a"
@@ -158,4 +156,3 @@ def entries(count: int, claimed: int | None = None) -> bytes:
 
 
 LINKS = {"link": stat.S_IFLNK, "pipe": stat.S_IFIFO, "device": stat.S_IFCHR}
-__all__ = ["load_sample"]
