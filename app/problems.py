@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from known_core.errors import KnownError
 
@@ -150,7 +151,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = _HTTP_CODES.get(error.status_code, "error")
     response = _problem(request, error.status_code, code, str(error.detail), _HTTP_HINTS.get(code, ""))
     response.headers.update(error.headers or {})
+    if error.status_code == 405 and (methods := _methods(request)):
+        response.headers["Allow"] = methods
     return response
+
+
+def _methods(request: Request) -> str:
+    """What a path allows: Starlette names the methods of the first route that has it alone."""
+    described: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    found = [methods for path, methods in described.items() if compile_path(path)[0].match(request.url.path)]
+    return ", ".join(sorted({method.upper() for methods in found for method in methods}))
 
 
 async def _store_error(request: Request, error: Exception) -> Response:
