@@ -100,13 +100,16 @@ def run(name: str, data: bytes) -> str:
     Raises:
         Exception: whatever is no KnownError: a finding.
     """
+    caught: KnownError | None = None
     try:
         TARGETS[name](data)
     except KnownError as error:
-        assert error.hint
-        str(error).encode()
-        return error.code
-    return ""
+        caught = error
+    if caught is None:
+        return ""
+    assert caught.hint
+    str(caught).encode()
+    return caught.code
 
 
 def seeds(name: str) -> list[bytes]:
