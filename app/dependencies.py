@@ -3,14 +3,24 @@
 from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.artifacts.service import ArtifactService
+from app.audit.service import AuditService
 from app.events.service import EventService
+from app.inspection import Inspector
 from app.jobs.repository import JobNotFound, JobRepository
 from app.jobs.service import JobService
-from app.keys.caller import LOCAL, Caller
+from app.keys.caller import Caller, Scope
+from app.keys.limits import RateLimits
+from app.keys.service import KeyService, require
 from app.settings import AppSettings
 from app.uploads.service import UploadService
+from app.webhooks.repository import DeliveryNotFound, WebhookRepository
+from app.webhooks.service import WebhookService
+from known_core.errors import KnownError
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: known keys create. Not needed in open mode.")
 
 
 def _settings(request: Request) -> AppSettings:
@@ -25,6 +35,10 @@ def _repository(request: Request) -> JobRepository:
     return cast(JobRepository, request.app.state.repository)
 
 
+def _inspector(request: Request) -> Inspector:
+    return cast(Inspector, request.app.state.inspector)
+
+
 def _events(request: Request) -> EventService:
     return cast(EventService, request.app.state.events)
 
@@ -37,26 +51,68 @@ def _artifacts(request: Request) -> ArtifactService:
     return cast(ArtifactService, request.app.state.artifacts)
 
 
-def _caller() -> Caller:
-    return LOCAL
+def _webhooks(request: Request) -> WebhookService:
+    return cast(WebhookService, request.app.state.webhooks)
 
 
-def _own_job(
+def _deliveries(request: Request) -> WebhookRepository:
+    return cast(WebhookRepository, request.app.state.deliveries)
+
+
+def _audit(request: Request) -> AuditService:
+    return cast(AuditService, request.app.state.audit)
+
+
+async def caller_of(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Caller:
+    """Whose request it is: counted, and allowed. Raises: KnownError as KeyService and RateLimits do."""
+    keys, limits = cast(KeyService, request.app.state.keys), cast(RateLimits, request.app.state.limits)
+    address = request.client.host if request.client else ""
+    token = credentials.credentials if credentials else request.headers.get("authorization")
+    try:
+        caller = await keys.caller(request, token)
+    except KnownError as error:
+        if error.code == "key_invalid":
+            await limits.check_failures(address)
+            await limits.count_failure(address)
+        raise
+    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
+    await limits.count(caller)
+    return caller
+
+
+async def _own_job(
     job_id: Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])],
-    caller: Annotated[Caller, Depends(_caller)],
-    repository: Annotated[JobRepository, Depends(_repository)],
+    caller: Annotated[Caller, Depends(caller_of)],
+    events: Annotated[EventService, Depends(_events)],
 ) -> str:
     """The id of a job that is there and the caller's. Raises: JobNotFound, also where it is another tenant's."""
-    if repository.tenant(job_id) != caller.tenant:
+    if await events.tenant(job_id) != caller.tenant:
         raise JobNotFound(job_id)
     return job_id
+
+
+def _own_delivery(
+    delivery_id: Annotated[str, Path(pattern=r"^msg_[0-9a-f]{24}$", examples=["msg_0123456789abcdef01234567"])],
+    caller: Annotated[Caller, Depends(caller_of)],
+    deliveries: Annotated[WebhookRepository, Depends(_deliveries)],
+) -> str:
+    """The id of a delivery that is there and the caller's. Raises: DeliveryNotFound, also where it is another's."""
+    if deliveries.tenant(delivery_id) != caller.tenant:
+        raise DeliveryNotFound(delivery_id)
+    return delivery_id
 
 
 Settings = Annotated[AppSettings, Depends(_settings)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Repository = Annotated[JobRepository, Depends(_repository)]
+Inspecting = Annotated[Inspector, Depends(_inspector)]
 Events = Annotated[EventService, Depends(_events)]
 Uploads = Annotated[UploadService, Depends(_uploads)]
 Artifacts = Annotated[ArtifactService, Depends(_artifacts)]
-Who = Annotated[Caller, Depends(_caller)]
+Webhooks = Annotated[WebhookService, Depends(_webhooks)]
+Audit = Annotated[AuditService, Depends(_audit)]
+Who = Annotated[Caller, Depends(caller_of)]
 JobId = Annotated[str, Depends(_own_job)]
+DeliveryId = Annotated[str, Depends(_own_delivery)]

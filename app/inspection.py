@@ -3,12 +3,13 @@
 What is read there is a stranger's: a crash or a hang costs that process, not the API, which stays free of torch.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 from app.jobs.settings import HubAccess
 from known_core.errors import KnownError
@@ -25,6 +26,7 @@ class Inspector:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._pool: ProcessPoolExecutor | None = None
+        self._abilities: dict[str, list[str]] | None = None
         self._lock = Lock()
 
     def start(self) -> None:
@@ -49,9 +51,19 @@ class Inspector:
         Raises:
             KnownError: what is wrong with them, or ``inspection_failed`` when the check itself died or hung.
         """
+        found: dict[str, Any] = self._ask(_inspect, spec, hub, access)
+        return found
+
+    def abilities(self) -> dict[str, list[str]]:
+        """The tasks, libraries, hyper-models and engines there are. Raises: KnownError ``inspection_failed``."""
+        if self._abilities is None:
+            self._abilities = self._ask(_abilities)
+        return self._abilities
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         pool = self._ready_pool()
         try:
-            return pool.submit(_inspect, spec, hub, access).result(self._timeout_s)
+            return pool.submit(question, *arguments).result(self._timeout_s)
         except (BrokenProcessPool, FutureTimeoutError) as error:
             self.stop()
             what = "took longer than" if isinstance(error, FutureTimeoutError) else "died within"
@@ -95,6 +107,20 @@ def _inspect(spec: JobSpec, wanted: dict[str, dict[str, Any]], access: HubAccess
             check_target(spec.output.hub, endpoint=access.endpoint, token=access.secret)
     resolved = inspect(spec, open_all(spec, hub, refs))
     return {"resolved": {**resolved, "sources": came_from}, "hub": {name: vars(ref) for name, ref in refs.items()}}
+
+
+def _abilities() -> dict[str, list[str]]:
+    from known_core.hypermodels import shipped_hypermodels
+    from known_core.kernels.choice import NAMES
+    from known_core.models.base import Library
+    from known_core.tasks import TASKS
+
+    return {
+        "tasks": list(TASKS),
+        "libraries": sorted(get_args(Library)),
+        "hypermodels": shipped_hypermodels(),
+        "engines": list(NAMES),
+    }
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

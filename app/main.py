@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
@@ -12,7 +12,12 @@ import known_core
 from app import problems
 from app.artifacts import endpoints as artifacts
 from app.artifacts.service import ArtifactService
+from app.audit import endpoints as audit
+from app.audit.middleware import RequestLog
+from app.audit.service import AuditService
 from app.body_limit import BodyLimit
+from app.capabilities import endpoints as capabilities
+from app.dependencies import caller_of
 from app.events import endpoints as events
 from app.events.service import EventService
 from app.health import endpoints as health
@@ -20,11 +25,18 @@ from app.inspection import Inspector
 from app.jobs import endpoints as jobs
 from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
+from app.jobs.secrets import Sealer
 from app.jobs.service import JobService
+from app.keys.limits import RateLimits
+from app.keys.service import KeyService
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
 from app.uploads.repository import UploadRepository
 from app.uploads.service import UploadService
+from app.webhooks import endpoints as webhooks
+from app.webhooks.guard import Guard
+from app.webhooks.repository import WebhookRepository
+from app.webhooks.service import WebhookService
 
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
@@ -34,16 +46,20 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         settings: read from the environment when None.
     """
     settings = settings or AppSettings()
-    repository = JobRepository(connect(settings.redis_url))
+    store = connect(settings.redis_url)
+    repository, deliveries = JobRepository(store), WebhookRepository(store)
     async_redis: AsyncRedis = AsyncRedis.from_url(
         settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
     )
-    event_service = EventService(async_redis)
+    event_service, audit_service = EventService(async_redis), AuditService(async_redis)
+    keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
+    webhook_service = WebhookService(deliveries, Sealer(settings), Guard.of(settings))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        keys.warn_when_open()
         inspector.start()
         event_service.start()
         yield
@@ -59,13 +75,28 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     api.state.settings = settings
     api.state.repository = repository
+    api.state.inspector = inspector
     api.state.uploads = upload_service
     api.state.events = event_service
+    api.state.webhooks = webhook_service
+    api.state.deliveries = deliveries
+    api.state.audit = audit_service
+    api.state.keys = keys
+    api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings)
-    api.state.jobs = JobService(repository, make_celery(settings.redis_url), upload_service, inspector, settings)
+    api.state.jobs = JobService(
+        repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
+    )
     api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
-    for router in (jobs.router, events.router, artifacts.router, uploads.router, health.router):
-        api.include_router(router)
+    api.add_middleware(RequestLog, audit=audit_service)
+    for router in (
+        jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, audit.router,
+        capabilities.router,
+    ):  # fmt: skip
+        api.include_router(
+            router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
+        )
+    api.include_router(health.router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api

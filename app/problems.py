@@ -2,8 +2,6 @@
 
 import json
 import logging
-import secrets
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,8 +14,18 @@ from starlette.routing import compile_path
 from known_core.errors import KnownError
 
 _log = logging.getLogger(__name__)
+_RETRY_AFTER_S = 5
 _STATUS = {
+    "key_missing": 401,
+    "key_invalid": 401,
+    "key_expired": 401,
+    "key_revoked": 401,
+    "scope_missing": 403,
+    "open_mode_is_local": 403,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
     "artifact_not_found": 404,
+    "delivery_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
     "hub_forbidden": 403,
@@ -28,6 +36,7 @@ _STATUS = {
     "idempotency_key_in_flight": 409,
     "job_busy": 409,
     "job_ended": 409,
+    "job_not_paused": 409,
     "publish_in_progress": 409,
     "result_not_ready": 409,
     "upload_too_large": 413,
@@ -37,9 +46,9 @@ _STATUS = {
     "disk_full": 503,
 }
 _TITLES = {
-    400: "Bad request", 403: "Forbidden", 404: "Not found", 405: "Method not allowed", 409: "Conflict",
-    412: "Precondition failed", 413: "Content too large", 415: "Unsupported media type", 422: "Unprocessable content",
-    500: "Internal error", 503: "Unavailable",
+    400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
+    409: "Conflict", 412: "Precondition failed", 413: "Content too large", 415: "Unsupported media type",
+    422: "Unprocessable content", 429: "Too many requests", 500: "Internal error", 503: "Unavailable",
 }  # fmt: skip
 _HTTP_CODES = {400: "json_invalid", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 _HTTP_HINTS = {
@@ -79,8 +88,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(api: FastAPI) -> None:
-    """Give the application its request ids and its error handlers."""
-    api.middleware("http")(_request_id)
+    """Give the application its error handlers."""
     api.add_exception_handler(KnownError, _known_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
     api.add_exception_handler(HTTPException, _http_error)
@@ -88,15 +96,14 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(Exception, _bug)
 
 
-async def _request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    request.state.request_id = f"req_{secrets.token_hex(8)}"
-    response = await call_next(request)
-    response.headers["X-Request-Id"] = request.state.request_id
-    return response
-
-
 def _problem(
-    request: Request, status: int, code: str, detail: str, hint: str = "", errors: list[FieldError] | None = None
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    hint: str = "",
+    errors: list[FieldError] | None = None,
+    retry_after_s: int | None = None,
 ) -> Response:
     problem = Problem(
         type=f"urn:known:problem:{code}",
@@ -109,14 +116,23 @@ def _problem(
         errors=errors or [],
         request_id=getattr(request.state, "request_id", ""),
     )
-    headers = {"Retry-After": "5"} if status == 503 or code == "idempotency_key_in_flight" else None
+    request.state.code = code  # for the audit log
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 6750
+    if retry_after_s is None and (status == 503 or code == "idempotency_key_in_flight"):
+        retry_after_s = _RETRY_AFTER_S
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
     return Response(problem.model_dump_json(), status, headers, "application/problem+json")
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KnownError)
     errors = [FieldError(pointer=error.pointer, message=error.message)] if error.pointer else []
-    return _problem(request, _STATUS.get(error.code, 422), error.code, error.message, error.hint, errors)
+    retry_after_s = getattr(error, "retry_after_s", None)
+    status = _STATUS.get(error.code, 422)
+    return _problem(request, status, error.code, error.message, error.hint, errors, retry_after_s)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

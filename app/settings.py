@@ -1,6 +1,9 @@
 """Settings of the API."""
 
-from pydantic import Field
+from typing import Literal
+
+from limits import parse
+from pydantic import Field, field_validator
 
 from app.jobs.settings import StoreSettings
 
@@ -8,7 +11,20 @@ from app.jobs.settings import StoreSettings
 class AppSettings(StoreSettings):
     """Read from the environment, prefix ``KNOWN_``."""
 
+    access: Literal["open", "keys"] = Field(
+        "open", description="open: no key is asked for, this machine alone is answered"
+    )
+    rate_limit: str = Field("600/minute", description="requests of a tenant; empty: any number")
+    key_failure_limit: str = Field("30/minute", description="requests with a wrong key from one address")
+    max_queued_jobs: int = Field(0, ge=0, description="of a tenant; 0: any number")
     max_upload_bytes: int = Field(20 << 30, ge=1, description="a larger upload is refused")
     max_request_bytes: int = Field(8 << 20, ge=1, description="of the body of any request but uploads")
     inspection_timeout_seconds: float = Field(120, gt=0, description="time a request's inputs may take to check")
     max_wait_seconds: int = Field(60, ge=0, description="longest ?wait= that is honoured")
+
+    @field_validator("rate_limit", "key_failure_limit")
+    @classmethod
+    def _is_a_rate(cls, value: str) -> str:
+        if value:
+            parse(value)
+        return value

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,13 +25,16 @@ class Client:
 
     Args:
         server: its address, such as ``http://127.0.0.1:8000``.
+        api_key: of a service that asks for one; None: KNOWN_API_KEY, where it is set.
 
     Every method raises KnownError: with the server's own code, message and hint, or ``server_unreachable``.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, api_key: str | None = None) -> None:
         self._server = server.rstrip("/")
-        self._http = httpx.Client(base_url=self._server, timeout=httpx.Timeout(60, read=150))
+        api_key = api_key or os.environ.get("KNOWN_API_KEY")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=self._server, headers=headers, timeout=httpx.Timeout(60, read=150))
 
     def __enter__(self) -> "Client":
         return self
@@ -96,9 +100,36 @@ class Client:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Ask a job to stop and keep what is finished; returns it, ``pausing`` until its worker has let it go."""
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        """Go on with a paused job."""
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def capabilities(self) -> dict[str, Any]:
+        """What the service can do, and with which workers."""
+        return self._json("GET", "/v1/capabilities")
+
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with its files."""
         self._request("DELETE", f"/v1/jobs/{job_id}")
+
+    def deliveries(self, job_id: str | None = None, status: str | None = None, limit: int = 20) -> dict[str, Any]:
+        """Webhook deliveries, newest first, with every attempt; of one job, or in one state."""
+        parameters = {"job": job_id, "status": status, "limit": limit}
+        return self._json(
+            "GET", "/v1/webhooks/deliveries", params={k: v for k, v in parameters.items() if v is not None}
+        )
+
+    def redeliver(self, delivery_id: str) -> dict[str, Any]:
+        """Deliver a webhook again; returns the delivery."""
+        return self._json("POST", f"/v1/webhooks/deliveries/{delivery_id}/redeliver")
+
+    def webhook_secret(self, *, rotate: bool = False) -> dict[str, Any]:
+        """What webhooks are signed with, made on first use; or a new one in its place."""
+        return self._json("POST", "/v1/webhooks/secret/rotate") if rotate else self._json("GET", "/v1/webhooks/secret")
 
     def logs(self, job_id: str, tail: int = 1000) -> str:
         return self._request("GET", f"/v1/jobs/{job_id}/logs", params={"tail": tail}).text

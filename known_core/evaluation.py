@@ -32,6 +32,9 @@ def transfer_probe(
     seed: int,
     device: torch.device,
     on_run: Callable[[], None] = lambda: None,
+    *,
+    micro_batch_size: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> ProbeResult:
     """Fine-tune a candidate on few downstream examples, over seeds; measure accuracy on the downstream test examples.
 
@@ -41,6 +44,7 @@ def transfer_probe(
     Args:
         seed: the job's; run k uses ``seed + k``.
         on_run: called after each fine-tuning.
+        micro_batch_size, gradient_checkpointing: as for :func:`~known_core.training.fine_tune`.
     """
 
     def run(run_seed: int, learning_rate: float, test: Labelled | None) -> float:
@@ -55,6 +59,8 @@ def transfer_probe(
             seed=run_seed,
             device=device,
             collate=task.collate(training=True),
+            micro_batch_size=micro_batch_size,
+            gradient_checkpointing=gradient_checkpointing,
         )
         items = test.items if test else Subset(task.probe_pool.items, rest[:_MAX_VALIDATION].tolist())
         on_run()

@@ -18,12 +18,12 @@ class Reporter:
     def __init__(self, emit: Emit) -> None:
         self.emit = emit
         self.seconds: dict[str, float] = {}
-        self._phase = ""
+        self.phase_name = ""
         self._begun = self._last = time.monotonic()
 
     def phase(self, name: str, detail: str = "") -> None:
         """A phase begins; the one before it has ended."""
-        self._phase, self._begun, self._last = name, time.monotonic(), 0.0
+        self.phase_name, self._begun, self._last = name, time.monotonic(), 0.0
         self.emit({"type": "phase", "phase": name, "detail": detail})
 
     def step(self, step: int, total: int) -> None:
@@ -34,9 +34,13 @@ class Reporter:
         self._last = now
         eta_s = (now - self._begun) / step * (total - step) if step else None
         self.emit({
-            "type": "progress", "phase": self._phase, "step": step, "total": total,
+            "type": "progress", "phase": self.phase_name, "step": step, "total": total,
             "eta_seconds": None if eta_s is None else round(eta_s, 1),
         })  # fmt: skip
 
+    def less_memory(self, found: dict[str, Any]) -> None:
+        """Memory ran out in this phase; the job goes on with what was ``found`` to try next."""
+        self.emit({"type": "out_of_memory", "phase": self.phase_name, **found})
+
     def metric(self, name: str, value: float, **labels: Any) -> None:
-        self.emit({"type": "metric", "name": name, "value": value, "phase": self._phase, **labels})
+        self.emit({"type": "metric", "name": name, "value": value, "phase": self.phase_name, **labels})

@@ -20,7 +20,7 @@ from known_core.forgetting import nested_subsets
 from known_core.models.config import ADAPTER_CONFIG, read_config, read_fields
 from known_core.models.opening import open_network
 from known_core.models.templates import check_templates
-from known_core.spec import JobSpec
+from known_core.spec import JobSpec, paths_of
 from known_core.tasks import TASKS
 from known_core.tasks.base import Task, match_labels
 
@@ -35,13 +35,6 @@ _TASK_OF_CLASSES: dict[str, Mapping[str, Any]] = {  # in transformers' auto mapp
     "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "feature-extraction": modeling_auto.MODEL_MAPPING_NAMES,
 }
-
-
-def paths_of(spec: JobSpec) -> dict[str, Path]:
-    """The inputs that a job names: model, base, dataset, downstream, or state-0 and on."""
-    paths = {"model": spec.model, "base": spec.base, "dataset": spec.dataset, "downstream": spec.downstream}
-    states = {f"state-{index}": path for index, path in enumerate(spec.trajectory or ())}
-    return {name: path for name, path in paths.items() if path is not None} | states
 
 
 def open_sources(spec: JobSpec, *, without: Container[str] = ()) -> dict[str, Source]:

@@ -10,7 +10,8 @@ goes on where it was, and on a CPU ends with the same bytes.
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,19 +37,21 @@ from known_core.inputs import (
     lay_out,
     open_laid_out,
     open_sources,
-    paths_of,
     resolve_task,
 )
 from known_core.manifest import processor, write_manifest
+from known_core.memory import free_memory, halving, ran_out_of_memory
 from known_core.nowcast import help_nowcast, nowcast, plan_shards
 from known_core.report import build_report, describe_trajectory, render_markdown
-from known_core.spec import Control, JobSpec, candidate_names
+from known_core.spec import Control, ForgettingSettings, JobSpec, candidate_names, paths_of
 from known_core.stages import Stages
 from known_core.tasks.base import Scores
 from known_core.tasks.opened import OpenTask
 from known_core.training import default_device, fine_tune
-from known_core.tuning import fit_to_memory, with_defaults
+from known_core.tuning import fit_to_memory, less_memory, probe_micro_batch, with_defaults
 
+_LESS_MEMORY = "less-memory"
+_TRAINS = ("evaluating_before", "forgetting", "evaluating_after")  # phases that hold micro batches in memory
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
@@ -72,13 +75,14 @@ def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
     return inspect_inputs(spec, open_sources(spec) if sources is None else sources)
 
 
-def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
+def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None = None) -> Path:
     """Run a job, or the rest of it.
 
     Args:
         spec: what to do.
         folder: the job's own; ``work`` and ``artifacts`` are made below it.
         emit: takes each event.
+        facts: more of what the manifest says of the run; nothing of the result depends on them.
 
     Returns:
         The artifacts folder: every candidate, report.json, report.md and manifest.json.
@@ -86,22 +90,44 @@ def run(spec: JobSpec, folder: Path, emit: Emit) -> Path:
     Raises:
         KnownError: what the inputs or the training did wrong.
     """
-    summary = inspect(spec)
-    emit({"type": "status", "status": "running"})
+    with said_clearly(folder):
+        summary = inspect(spec)
+        emit({"type": "status", "status": "running"})
+        return _Run(spec, folder, Reporter(emit), summary, facts or {}).run()
+
+
+@contextmanager
+def said_clearly(folder: Path) -> Iterator[None]:
+    """What a machine runs out of, as an error that a user can act on.
+
+    Raises:
+        KnownError: ``out_of_memory``, ``disk_full``, ``file_too_large``.
+    """
     try:
-        return _Run(spec, folder, Reporter(emit), summary).run()
-    except torch.OutOfMemoryError as error:
-        raise KnownError(
-            "out_of_memory", f"the GPU's memory ran out: {str(error)[:200]}",
-            "Set forgetting.micro_batch_size, lower forgetting.max_length, or run on a larger GPU.",
-        ) from error  # fmt: skip
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise _out_of_memory(str(error) or type(error).__name__) from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise KnownError(
+                "file_too_large", f"a file below {folder} would be larger than a job may write",
+                "Set output.max_shard_size; the operator sets the limit with KNOWN_TRAINER_FILE_BYTES.",
+            ) from error  # fmt: skip
         if error.errno != errno.ENOSPC:
             raise
         raise KnownError(
             "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",
             retryable=True,
         ) from error  # fmt: skip
+
+
+def _out_of_memory(said: str) -> KnownError:
+    return KnownError(
+        "out_of_memory", f"memory ran out, after all that could be tried with less: {said[:200]}",
+        "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
+    )  # fmt: skip
 
 
 def help_run(folder: Path, turn: int, helpers: int) -> int:
@@ -164,14 +190,18 @@ def hypermodel_of(spec: JobSpec) -> Path:
 
 
 class _Run:
-    def __init__(self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any]) -> None:
+    def __init__(
+        self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any], facts: Mapping[str, Any]
+    ) -> None:
         self._spec, self._folder, self._reporter, self._summary = spec, folder, reporter, summary
+        self._facts = facts
         self._stages = Stages(folder / "work")
         self._device = default_device()
         self._names = _names(spec)
         self._hypermodel = hypermodel_of(spec)
         self._known = load_hypermodel(self._hypermodel, self._device)
         self._subsets: list[Indices] = []
+        self._ran_out: list[dict[str, Any]] = []  # what memory ran out with, for the manifest
 
     def run(self) -> Path:
         artifacts = self._folder / "artifacts"
@@ -189,7 +219,19 @@ class _Run:
         original.check_finite()
         drawn = {"inputs": laid_out.name, "holdout": self._spec.evaluation.holdout, "seed": self._spec.forgetting.seed}
         task.prepare(original, lambda work: self._stages.run("head", drawn, work), self._device)
+        asked = self._spec.forgetting
         self._spec = self._with_settings(with_defaults(self._spec, task, self._device), task, original)
+        while True:
+            try:
+                return self._enhance(task, original, laid_out, artifacts)
+            except Exception as error:
+                if self._reporter.phase_name not in _TRAINS or not ran_out_of_memory(error):
+                    raise
+                said = str(error)
+            free_memory()
+            self._use_less_memory(task, original, asked, said)
+
+    def _enhance(self, task: OpenTask, original: Checkpoint, laid_out: Path, artifacts: Path) -> Path:
         before = self._evaluate(task, {UNCHANGED: original}, "evaluating_before")
         predicted = self._nowcast(self._forget(task, original, laid_out))
         candidates = self._calibrate(task, predicted)
@@ -212,11 +254,35 @@ class _Run:
 
         facts = {"inputs": original.path.parent.name, "forgetting": spec.forgetting.model_dump(mode="json")}
         found = read_json(self._stages.run("settings", facts, work) / "settings.json")
-        return spec.model_copy(update={"forgetting": spec.forgetting.model_copy(update=found)})
+        spec = spec.model_copy(update={"forgetting": spec.forgetting.model_copy(update=found)})
+        while less := self._stages.find(_LESS_MEMORY, _than(spec)):  # an earlier run of this job ran out of memory
+            spec = self._with_less(spec, less)
+        return spec
+
+    def _use_less_memory(self, task: OpenTask, original: Checkpoint, asked: ForgettingSettings, said: str) -> None:
+        """Go on with fewer examples in memory at once; the batch stays what it is. Every training of the job is done
+        with the same, so that the manifest's settings give these bytes again."""
+        found = less_memory(task, original, self._spec.forgetting, asked)
+        if found is None:
+            raise _out_of_memory(said)
+        phase = self._reporter.phase_name
+        self._reporter.less_memory(found)
+        facts = {"phase": phase, "said": said[:200], "found": found}
+        less = self._stages.run(_LESS_MEMORY, _than(self._spec), lambda out: write_json(out / "facts.json", facts))
+        self._spec = self._with_less(self._spec, less)
+
+    def _with_less(self, spec: JobSpec, less: Path) -> JobSpec:
+        facts = read_json(less / "facts.json")
+        self._ran_out.append(facts)
+        return spec.model_copy(update={"forgetting": spec.forgetting.model_copy(update=facts["found"])})
 
     def _evaluate(self, task: OpenTask, candidates: dict[str, Checkpoint], phase: str) -> dict[str, Path]:
         self._reporter.phase(phase)
-        settings = self._spec.evaluation
+        settings, forgetting = self._spec.evaluation, self._spec.forgetting
+        memory: dict[str, Any] = {
+            "micro_batch_size": probe_micro_batch(forgetting),
+            "gradient_checkpointing": bool(forgetting.gradient_checkpointing),
+        }
         total = len(candidates) * evaluation.probe_runs(settings)
         done = 0
 
@@ -231,7 +297,7 @@ class _Run:
             def work(out: Path, checkpoint: Checkpoint = checkpoint) -> None:
                 scores = task.score(task.load(checkpoint), task.evaluation.items, self._device)
                 probe = evaluation.transfer_probe(
-                    task, checkpoint, settings, self._spec.forgetting.seed, self._device, on_run
+                    task, checkpoint, settings, forgetting.seed, self._device, on_run, **memory
                 )
                 write_json(out / "scores.json", {"correct": scores.correct.tolist(), "loss": scores.loss.tolist()})
                 write_json(out / "probe.json", vars(probe))
@@ -239,7 +305,8 @@ class _Run:
             inputs = {
                 "candidate": checkpoint.path.parent.name,
                 "settings": settings.model_dump(mode="json", exclude={"select"}),
-                "seed": self._spec.forgetting.seed,
+                "seed": forgetting.seed,
+                "memory": memory,
             }
             results[name] = self._stages.run(f"evaluation-{name}", inputs, work)
             done = (index + 1) * evaluation.probe_runs(settings)
@@ -299,7 +366,7 @@ class _Run:
                 on_step=self._reporter.step,
             )
             if training != "chain" and has_batch_norm(model):  # an averaged network's statistics are its own
-                recalibrate(model, task.inputs(self._device, batch_size))
+                self._recalibrate(model, task)
             task.save(model.cpu(), out / "state", start)
             scores = task.score(model, task.evaluation.items, self._device)
             write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
@@ -374,7 +441,7 @@ class _Run:
                 checkpoint = Checkpoint(predicted / name)
                 model = task.load(checkpoint).to(self._device)
                 if has_batch_norm(model):
-                    recalibrate(model, task.inputs(self._device, self._spec.forgetting.batch_size or 1))
+                    self._recalibrate(model, task)
                     _write_with_statistics(checkpoint, model.cpu(), task, out / name)
                 else:
                     _link_tree(checkpoint.path, out / name)
@@ -383,6 +450,10 @@ class _Run:
 
         folder = self._stages.run("calibration", {"predicted": predicted.name}, work)
         return {name: Checkpoint(folder / name) for name in self._names}
+
+    def _recalibrate(self, model: nn.Module, task: OpenTask) -> None:
+        """In smaller batches where memory runs out: their statistics are a little noisier, their mean is the same."""
+        halving(self._spec.forgetting.batch_size or 1, lambda size: recalibrate(model, task.inputs(self._device, size)))
 
     def _package(
         self, task: OpenTask, candidates: dict[str, Checkpoint], results: dict[str, Path], artifacts: Path
@@ -434,16 +505,23 @@ class _Run:
                 "inputs_sha256": self._sources,
                 "hypermodel": report["hypermodel"],
                 "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
+                "ran_out_of_memory": self._ran_out,
                 "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
                 "device": str(self._device),
                 "processor": processor(self._device),
                 "engine": self._known.engine.name,
+                **self._facts,
             },
         )
 
     def _origins(self) -> dict[str, Any]:
         """Where each input came from, and its sha256."""
         return {name: {**self._spec.origins.get(name, {}), "sha256": sha256} for name, sha256 in self._sources.items()}
+
+
+def _than(spec: JobSpec) -> dict[str, Any]:
+    """What a stage of less memory depends on: all that memory ran out with."""
+    return {"settings": spec.forgetting.model_dump(mode="json")}
 
 
 def _read_scores(folder: Path) -> Scores:

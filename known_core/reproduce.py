@@ -20,8 +20,7 @@ from known_core.fetching import fetch_inputs
 from known_core.files import canonical_json, read_json, sha256_bytes, sha256_file, sha256_tree
 from known_core.hub import Hub, HubRef
 from known_core.hypermodels import hypermodel_path, shipped_hypermodels
-from known_core.inputs import paths_of
-from known_core.spec import JobSpec
+from known_core.spec import JobSpec, paths_of
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 InputName = Annotated[str, StringConstraints(pattern=r"^(model|base|dataset|downstream|state-[0-4])$")]

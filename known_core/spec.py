@@ -157,6 +157,13 @@ class JobSpec(Settings):
     origins: dict[str, Any] = {}
 
 
+def paths_of(spec: JobSpec) -> dict[str, Path]:
+    """The inputs that a job names: model, base, dataset, downstream, or state-0 and on."""
+    paths = {"model": spec.model, "base": spec.base, "dataset": spec.dataset, "downstream": spec.downstream}
+    states = {f"state-{index}": path for index, path in enumerate(spec.trajectory or ())}
+    return {name: path for name, path in paths.items() if path is not None} | states
+
+
 def candidate_names(rate: float, recurrences: int) -> list[str]:
     """The name of each prediction by the data it stands for: x2, x4, x8 with rate 0.5."""
     return [f"x{_three_digits((1 / rate) ** step)}" for step in range(1, recurrences + 1)]

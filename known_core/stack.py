@@ -44,6 +44,7 @@ class Stack:
         self._environment = dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[str] | None = None
+        self._store_file = self._data_dir / "valkey" / "url"  # for the operator's commands; app.jobs.settings reads it
 
     def __enter__(self) -> "Stack":
         for folder in (self._data_dir, self.logs, self._data_dir / "valkey"):
@@ -76,6 +77,7 @@ class Stack:
             "KNOWN_DATA_DIR": str(self._data_dir),
         }
         _wait_for_port(store_port, self._processes["valkey"], self.logs / "valkey.log")
+        _write_private(self._store_file, self.store_url)
         api = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 5"
         self._start("api", [*_PYTHON, *api.split(), "--port", str(self.port)])
         self._start("worker", _WORKER)
@@ -144,6 +146,7 @@ class Stack:
         for name in reversed(list(self._processes)):
             self.stop_one(name)
         if self._lock is not None:
+            self._store_file.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
@@ -167,6 +170,13 @@ def _valkey_config(data_dir: Path, port: int, password: str) -> bytes:
         "maxmemory-policy noeviction",
     ]
     return "\n".join(lines).encode()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """For this user's eyes only: there is a password in it."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(text, encoding="utf-8")
 
 
 def _lock(path: Path) -> IO[str]:

@@ -38,8 +38,7 @@ class Stages:
             work: fills an empty folder, which then takes its name in one step.
             resumes: whether ``work`` may be given the folder as a run that was killed left it.
         """
-        key = sha256_bytes(canonical_json({"stage": name, **inputs}))[:16]
-        folder = self._root / f"{name}-{key}"
+        folder = self._folder(name, inputs)
         if not folder.is_dir():
             self._root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._root / f".{folder.name}.lock") if self._shared else nullcontext():
@@ -47,6 +46,15 @@ class Stages:
                     self._make(folder, inputs, work, resumes)
         self.seconds[name] = read_json(folder / _RECORD)["seconds"]
         return folder
+
+    def find(self, name: str, inputs: Mapping[str, Any]) -> Path | None:
+        """The folder of a stage that was run, or None."""
+        folder = self._folder(name, inputs)
+        return folder if folder.is_dir() else None
+
+    def _folder(self, name: str, inputs: Mapping[str, Any]) -> Path:
+        key = sha256_bytes(canonical_json({"stage": name, **inputs}))[:16]
+        return self._root / f"{name}-{key}"
 
     @staticmethod
     def _make(folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], None], resumes: bool) -> None:

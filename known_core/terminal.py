@@ -72,6 +72,11 @@ def job_bars(console: Console) -> Iterator[Emit]:
                 current = progress.add_task(label, total=None)
             elif event["type"] == "progress" and current is not None:
                 progress.update(current, completed=event["step"], total=event["total"], eta_s=event["eta_seconds"])
+            elif event["type"] == "out_of_memory":
+                how = ", recomputing activations" if event["gradient_checkpointing"] else ""
+                progress.console.print(f"memory ran out: micro-batch halved to {event['micro_batch_size']}{how}")
+            elif event["type"] == "status" and event["status"] == "paused":
+                progress.console.print("paused: goes on with known jobs resume")
             elif event["type"] == "status" and event["status"] in _ENDED:
                 _complete(progress, current)
                 current = None

@@ -100,14 +100,16 @@ def _diverged(what: str, step: int, learning_rate: float) -> KnownError:
     )
 
 
-def enable_checkpointing(model: nn.Module) -> None:
-    """Recompute activations instead of keeping them, where the network's library can."""
+def enable_checkpointing(model: nn.Module) -> bool:
+    """Recompute activations instead of keeping them, where the network's library can; returns whether it does."""
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "set_grad_checkpointing")
     for owner in (model, getattr(model, "network", None)):  # names of transformers 5, its first releases, and timm
         enable = next((getattr(owner, name) for name in names if hasattr(owner, name)), None)
         if enable is not None:
             with suppress(ValueError, AssertionError):  # how transformers and timm say that this network cannot
                 enable()
+                return True
+    return False
 
 
 def largest_part(batch_size: int, at_most: int) -> int:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch.optim.swa_utils import AveragedModel
 
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
+from known_core.memory import free_memory, ran_out_of_memory
 from known_core.models.base import Network
 from known_core.spec import ForgettingSettings, JobSpec
 from known_core.tasks.opened import OpenTask
@@ -69,6 +69,36 @@ def fit_to_memory(
     )
 
 
+def less_memory(
+    task: OpenTask, start: Checkpoint, settings: ForgettingSettings, asked: ForgettingSettings
+) -> dict[str, Any] | None:
+    """What to go on with where memory ran out after all: half the examples at once, at last checkpointing.
+
+    Args:
+        settings: what it ran out with.
+        asked: the request's, which may have ruled checkpointing out.
+
+    Returns:
+        As :func:`fit_to_memory`; None where nothing is left to try.
+    """
+    batch_size, micro = settings.batch_size, settings.micro_batch_size
+    assert batch_size is not None
+    assert micro is not None
+    if micro > 1:
+        smaller = largest_part(batch_size, micro // 2)
+        return {"micro_batch_size": smaller, "gradient_checkpointing": settings.gradient_checkpointing}
+    if settings.gradient_checkpointing or asked.gradient_checkpointing is False:
+        return None
+    return {"micro_batch_size": 1, "gradient_checkpointing": True} if enable_checkpointing(task.load(start)) else None
+
+
+def probe_micro_batch(settings: ForgettingSettings) -> int | None:
+    """How many examples the transfer probe's trainings hold at once: no more than the others, where memory is short."""
+    assert settings.batch_size is not None
+    micro = settings.micro_batch_size
+    return micro if micro is not None and (micro < settings.batch_size or micro == 1) else None
+
+
 def _trials(batch_size: int, wish: bool | None) -> Iterator[tuple[int, bool]]:
     """Ever smaller parts of a batch; after an eighth of it, all again with checkpointing, unless it was decided."""
     sizes = [batch_size]
@@ -97,12 +127,12 @@ def _fits(
         loss.backward()
         optimizer.step()
     except Exception as error:
-        if not should_reduce_batch_size(error):
+        if not ran_out_of_memory(error):
             raise
         return False
     finally:
         del model, average
-        torch.cuda.empty_cache()
+        free_memory()
     return True
 
 

@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from app.jobs.settings import HubAccess
+from app.jobs.settings import RUN, HubAccess
 from known_core.events import Reporter
-from known_core.processes import die_with_parent
 from known_core.spec import HubTarget
+from worker.isolation import confine
 from worker.messages import reporting, send
 
 
 def main(folder: Path, events: int) -> int:
     """Publish what standard input names; returns the exit status: 0 when it is there, 1 for an error."""
-    die_with_parent()
+    confine()
     asked = json.load(sys.stdin)
     from known_core.publish import publish
 
@@ -26,7 +26,7 @@ def main(folder: Path, events: int) -> int:
         reporter.phase("publishing")
         access, target = HubAccess.model_validate(asked["access"]), HubTarget.model_validate(asked["target"])
         there = publish(
-            folder / "artifacts",
+            folder / RUN / "artifacts",
             asked["candidate"],
             target,
             endpoint=access.endpoint,

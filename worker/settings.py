@@ -1,5 +1,7 @@
 """Settings of the workers."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from app.jobs.settings import StoreSettings
@@ -10,5 +12,21 @@ class WorkerSettings(StoreSettings):
 
     heartbeat_seconds: float = Field(10, gt=0, description="between two renewals of a lease")
     reap_seconds: float = Field(15, gt=0, description="between two looks for lost jobs")
+    sweep_seconds: float = Field(600, gt=0, description="between two rounds of removing what nobody needs")
+    work_retention_hours: float = Field(
+        24, ge=0, description="the finished stages of a job are removed so long after it has ended"
+    )
     nowcast_helpers: int = Field(0, ge=0, description="other workers that a job asks to write shards of its nowcast")
+    isolation: Literal["auto", "required", "off"] = Field(
+        "auto", description="of the processes that read a stranger's files; required: run no job where any is lacking"
+    )
+    trainer_uids: int = Field(
+        1_900_000_000, ge=1, description="where the worker is root: the first of the 16.7 million uids that jobs run as"
+    )
+    trainer_reads: str = Field("", description="more folders that a trainer may read, separated by colons")
+    trainer_file_bytes: int = Field(1 << 40, ge=0, description="of one file that a job writes; 0: no limit")
+    trainer_memory_bytes: int = Field(0, ge=0, description="that each process of a job may allocate; 0: no limit")
+    trainer_processes: int = Field(4096, ge=0, description="processes and threads of the trainer's user; 0: no limit")
+    webhook_seconds: float = Field(2, gt=0, description="between two looks for webhooks to deliver")
+    webhook_retry_scale: float = Field(1, ge=0, description="multiplies the waits between attempts at a webhook")
     kill_grace_seconds: float = Field(30, ge=0, description="between TERM and KILL of a trainer that is to stop")

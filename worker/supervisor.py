@@ -1,18 +1,20 @@
 """One job, supervised: claim it, start its processes, relay their events, renew the lease, stop them when asked.
 
-Fetcher and publisher talk to the Hub and hold a token; the trainer between them has neither.
+Fetcher and publisher talk to the Hub and hold a token; the trainer between them has neither, and is confined
+(:mod:`worker.isolation`).
 """
 
 import json
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,20 @@ from typing import Any
 from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository, LeaseLost
 from app.jobs.secrets import Sealer
-from app.jobs.settings import HubAccess
+from app.jobs.settings import RUN, HubAccess
 from known_core.errors import KnownError
 from known_core.files import write_json
+from known_core.spec import JobSpec, paths_of
+from worker.isolation import confinement, hand_over, import_path, take_back
 from worker.messages import TERMINAL, error_message
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
 
 _log = logging.getLogger(__name__)
+TEMPORARY = "tmp"  # in a process's folder, gone after it
 _POLL_S = 0.5  # how soon a cancel or a shutdown is seen
 _ENVIRONMENT = (
-    "PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
+    "PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY", "KNOWN_HYPERMODEL", "KNOWN_ENGINE",
 )  # fmt: skip
 _NETWORK = (  # for the processes that talk to the Hub
@@ -90,7 +95,7 @@ class Supervisor:
             return
         with (folder / "log.txt").open("ab", buffering=0) as log:
             command = ["worker.helper", str(folder), str(turn), str(helpers)]
-            process = _start(command, folder, log.fileno())
+            process = _start(command, folder, self._settings, log.fileno())
             try:
                 while process.poll() is None and not self._stopping():
                     if self._repository.status(job_id) is not JobStatus.RUNNING:
@@ -117,12 +122,17 @@ class _Attempt:
         self._repository, self._settings, self._stopping = repository, settings, stopping
         self._folder = settings.job_folder(job_id)
         self._outcome: dict[str, Any] | None = None
-        self._beat = time.monotonic()
+        self._begun = self._beat = time.monotonic()
+        self._time_left_s = float("inf")
+        self._let_go = False  # stopped on request: the attempt does not count
 
     def run(self) -> bool:
         """Returns: whether the job is back in the queue."""
         job = self._repository.get(self._job_id)
+        if job.republish is None and job.max_seconds is not None:
+            self._time_left_s = job.max_seconds - job.spent_ms / 1000
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._tidy()  # after an attempt whose supervisor died
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
             log.write(f"attempt {job.attempts}\n".encode())
             try:
@@ -144,10 +154,15 @@ class _Attempt:
         write_json(self._folder / SPEC, job.spec)
         if job.hub:
             self._repository.mark_running(self._job_id, self._fence)
-            fetched = self._supervise("worker.fetcher", log, {**_plain(access), "refs": job.hub})
+            access.cache.mkdir(parents=True, exist_ok=True)
+            inputs = paths_of(JobSpec.model_validate(job.spec)).values()
+            asked = {**_plain(access), "refs": job.hub}
+            fetched = self._supervise("worker.fetcher", log, asked, reads=inputs, writes=[access.cache])
             if fetched is None or fetched["type"] == "error":
                 return fetched
-        result, target = self._supervise("worker.trainer", log), job.spec["output"].get("hub")
+        inputs = paths_of(JobSpec.model_validate(job.spec)).values()
+        result = self._supervise("worker.trainer", log, reads=inputs)
+        target = job.spec["output"].get("hub")
         if result is None or result["type"] == "error" or target is None:
             return result
         published = self._publish(access, target, result["selected"], log)
@@ -169,19 +184,31 @@ class _Attempt:
     def _publish(self, access: HubAccess, target: dict[str, Any], candidate: str, log: int) -> dict[str, Any] | None:
         return self._supervise("worker.publisher", log, {**_plain(access), "target": target, "candidate": candidate})
 
-    def _supervise(self, module: str, log: int, asked: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    def _supervise(
+        self,
+        module: str,
+        log: int,
+        asked: dict[str, Any] | None = None,
+        reads: Iterable[Path] = (),
+        writes: Iterable[Path] = (),
+    ) -> dict[str, Any] | None:
         """Run one of our modules on the job's folder to its end, relaying its events.
 
         Args:
             asked: given to it on standard input; it then has the network, and a token in what it reads.
+            reads, writes: files and folders besides its own.
 
         Returns:
             Its last message, or None where it died or was stopped.
         """
+        if self._out_of_time():
+            return self._limit_reached()
         read_end, write_end = os.pipe()
         try:
             command = [module, str(self._folder), str(write_end)]
-            process = _start(command, self._folder, log, write_end, asked=asked)
+            process = _start(
+                command, self._folder, self._settings, log, write_end, asked=asked, reads=reads, writes=writes
+            )
         finally:
             os.close(write_end)
         self._outcome = None
@@ -190,7 +217,28 @@ class _Attempt:
         finally:
             os.close(read_end)
             _stop(process, self._settings.kill_grace_seconds)
+        self._repository.heartbeat(self._job_id, self._fence, self._settings.lease_seconds)  # is the folder still ours?
+        self._tidy()
         return self._outcome
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() - self._begun >= self._time_left_s
+
+    def _limit_reached(self) -> dict[str, Any]:
+        limit = self._repository.get(self._job_id).max_seconds
+        return error_message(
+            KnownError(
+                "limit_reached",
+                f"the job took longer than limits.max_gpu_seconds, {limit} s",
+                "Start it again with a higher limit, fewer forgetting.epochs_per_stage, or fewer evaluation.seeds.",
+            )
+        )
+
+    def _tidy(self) -> None:
+        """Make the folder safe to read, and this user's, after processes that read a stranger's files wrote in it."""
+        take_back(self._folder / RUN)
+        for home in (self._folder, self._folder / RUN):
+            shutil.rmtree(home / TEMPORARY, ignore_errors=True)
 
     def _relay(self, events: int) -> None:
         """Until the process closes its end, or it is time to stop it."""
@@ -208,7 +256,11 @@ class _Attempt:
                 if time.monotonic() - self._beat >= self._settings.heartbeat_seconds:
                     self._repository.heartbeat(self._job_id, self._fence, self._settings.lease_seconds)
                     self._beat = time.monotonic()
-                if self._stopping() or self._repository.status(self._job_id) is JobStatus.CANCELING:
+                if self._stopping() or self._repository.stop_requested(self._job_id):
+                    self._let_go = True
+                    return
+                if self._out_of_time():
+                    self._outcome = self._limit_reached()
                     return
 
     def _handle(self, message: dict[str, Any]) -> None:
@@ -237,7 +289,9 @@ class _Attempt:
         return False
 
     def _release(self) -> bool:
-        status = self._repository.release(self._job_id, self._fence, attempt_counts=not self._stopping())
+        status = self._repository.release(
+            self._job_id, self._fence, attempt_counts=not (self._let_go or self._stopping())
+        )
         return status is JobStatus.QUEUED
 
 
@@ -256,22 +310,44 @@ def _plain(access: HubAccess) -> dict[str, Any]:
 
 
 def _start(
-    command: list[str], folder: Path, log: int, *descriptors: int, asked: dict[str, Any] | None = None
+    command: list[str],
+    folder: Path,
+    settings: WorkerSettings,
+    log: int,
+    *descriptors: int,
+    asked: dict[str, Any] | None = None,
+    reads: Iterable[Path] = (),
+    writes: Iterable[Path] = (),
 ) -> "subprocess.Popen[bytes]":
-    """A module of ours in a process of its own, with nothing of this one's environment but what it needs."""
-    names = _ENVIRONMENT if asked is None else (*_ENVIRONMENT, *_NETWORK)
+    """A module of ours in a process of its own, with nothing of this one's environment but what it needs.
+
+    Args:
+        folder: the job's. Without ``asked`` the process can write in ``run`` below it only, which is then its user's.
+        reads, writes: files and folders besides.
+    """
+    sandboxed = asked is None
+    home = folder / RUN if sandboxed else folder
+    names = _ENVIRONMENT if sandboxed else (*_ENVIRONMENT, *_NETWORK)
+    temporary = home / TEMPORARY
+    temporary.mkdir(parents=True, exist_ok=True)
+    hypermodel = [Path(os.environ[name]) for name in ("KNOWN_HYPERMODEL",) if name in os.environ]
+    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed)
+    if confined is not None and sandboxed:
+        hand_over(home, confined.uid)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", *command],
-        stdin=subprocess.DEVNULL if asked is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL if sandboxed else subprocess.PIPE,
         stdout=log,
         stderr=log,
-        cwd=folder,
+        cwd=home,
         env={
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
-            **({"HF_HUB_OFFLINE": "1"} if asked is None else {}),
+            **({"HF_HUB_OFFLINE": "1"} if sandboxed else {}),
             **{name: os.environ[name] for name in names if name in os.environ},
-            "HOME": str(folder),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            **(confined.environment() if confined is not None else {}),
+            "HOME": str(home),
+            "TMPDIR": str(temporary),
+            "PYTHONPATH": import_path(),
             "TOKENIZERS_PARALLELISM": "false",
         },
         pass_fds=descriptors,
@@ -284,7 +360,7 @@ def _start(
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """End the trainer and everything it started: TERM, then KILL."""
+    """End the trainer and everything it started, also what it left behind: TERM, then KILL."""
     for how, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None)):
         if process.poll() is None:
             os.killpg(process.pid, how)
@@ -293,3 +369,5 @@ def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
             except subprocess.TimeoutExpired:
                 continue
     process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,35 +1,50 @@
 """The Celery side: one task, which is a wake-up by id. ``celery --app worker.tasks worker``."""
 
+import logging
 import os
 import signal
+from contextlib import suppress
 from threading import Event
 from typing import Any
 
 from celery import Celery, signals
 
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
-from app.jobs.repository import JobRepository, connect
+from app.jobs.repository import JobNotFound, JobRepository, connect
+from app.webhooks.repository import WebhookRepository
+from known_core.errors import KnownError
 from known_core.processes import die_with_parent
+from worker.courier import Courier
+from worker.isolation import check
+from worker.periodic import Periodic
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
+from worker.sweeper import Sweeper, sweeps
 
+_log = logging.getLogger(__name__)
 settings = WorkerSettings()
 celery: Celery = make_celery(settings.redis_url)
 _STOP_SIGNAL = signal.SIGUSR2  # from the main process to the one that supervises
 _stopping = Event()
 _children: list[Any] = []  # the pool, once the worker is ready
-_reapers: list[Reaper] = []
+_threads: list[Periodic | Courier] = []
 
 
 @celery.task(name=WAKE)  # type: ignore[untyped-decorator]
 def look_at(job_id: str) -> None:
-    """Run the job if it is there to be taken; a job that is held or done is left alone."""
+    """Run the job, or the one whose turn it is before it; a job that is held or done is left alone."""
     if _stopping.is_set():
         wake(celery, job_id)
         return
-    if _supervisor().run(job_id):
-        wake(celery, job_id)
+    repository = JobRepository(connect(settings.redis_url))
+    with suppress(JobNotFound):  # deleted meanwhile
+        chosen = repository.next_for(job_id, settings.max_running_jobs)
+        if chosen is None:
+            return  # whoever waits is at its limit: the end of one of its jobs wakes the next
+        waiting = chosen if _supervisor().run(chosen) else repository.next(settings.max_running_jobs)
+        if waiting is not None:
+            wake(celery, waiting)
 
 
 @celery.task(name=HELP)  # type: ignore[untyped-decorator]
@@ -48,6 +63,19 @@ def _supervisor() -> Supervisor:
     return Supervisor(JobRepository(connect(settings.redis_url)), settings, _stopping.is_set, call)
 
 
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _check_isolation(**_: Any) -> None:
+    """Say what this machine cannot do; where the settings require it, do not start."""
+    try:
+        found = check(settings)
+    except KnownError as error:
+        raise SystemExit(str(error)) from error
+    if found is None:
+        _log.warning("KNOWN_ISOLATION is off: whoever finds a bug in what reads a model has this worker's rights")
+    else:
+        _log.log(logging.WARNING if found.reasons else logging.INFO, "%s", found)
+
+
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _prepare_child(**_: Any) -> None:
     """In the pool's process: end with the worker, and hear that it is shutting down."""
@@ -56,18 +84,22 @@ def _prepare_child(**_: Any) -> None:
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
-def _start_reaper(sender: Any, **_: Any) -> None:
+def _start_threads(sender: Any, **_: Any) -> None:
     _children.append(sender.pool)
-    reaper = Reaper(JobRepository(connect(settings.redis_url)), settings, lambda job_id: wake(celery, job_id))
-    reaper.start()
-    _reapers.append(reaper)
+    repository = JobRepository(connect(settings.redis_url))
+    removing = sweeps(repository, settings)
+    _threads.append(Reaper(repository, settings, lambda job_id: wake(celery, job_id)))
+    _threads.append(Sweeper(removing, settings.sweep_seconds))
+    _threads.append(Courier(WebhookRepository(connect(settings.redis_url)), settings))
+    for thread in _threads:
+        thread.start()
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _stop_children(**_: Any) -> None:
     """A deploy loses nothing: the trainer is stopped, its finished stages stay, the job goes back to the queue."""
-    for reaper in _reapers:
-        reaper.stop()
+    for thread in _threads:
+        thread.stop()
     for pool in _children:
         for pid in pool.info["processes"]:
             os.kill(pid, _STOP_SIGNAL)

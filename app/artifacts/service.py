@@ -60,4 +60,4 @@ class ArtifactService:
             raise KnownError(
                 "result_not_ready", f"the job is {status.value}", "GET /v1/jobs/{id}?wait=60 answers when it has ended."
             )
-        return self._settings.job_folder(job_id) / "artifacts"
+        return self._settings.run_folder(job_id) / "artifacts"

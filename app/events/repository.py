@@ -24,6 +24,13 @@ class EventRepository:
             raise JobNotFound(job_id)
         return parse_job(fields)
 
+    async def tenant(self, job_id: str) -> str:
+        """Whose job it is. Raises: JobNotFound."""
+        tenant = await self._redis.hget(f"known:job:{job_id}", "tenant")
+        if tenant is None:
+            raise JobNotFound(job_id)
+        return str(tenant)
+
     async def newest(self, job_id: str) -> str:
         """The id of the newest event; "0" where there is none."""
         entries = await self._redis.xrevrange(events_key(job_id), count=1)

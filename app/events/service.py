@@ -26,6 +26,10 @@ class EventService:
     async def stop(self) -> None:
         await self._feeds.stop()
 
+    async def tenant(self, job_id: str) -> str:
+        """Whose job it is. Raises: JobNotFound."""
+        return await self._repository.tenant(job_id)
+
     async def page(self, job_id: str, after: str, limit: int, wait_s: float) -> tuple[list[JobEvent], bool]:
         """Events after a stream id, waiting for the first; and whether the job has ended and none follows these.
 

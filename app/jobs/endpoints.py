@@ -11,13 +11,14 @@ from app.jobs.schemas import (
     ENHANCE_EXAMPLES,
     JOB_EXAMPLE,
     REPUBLISH_EXAMPLES,
+    CheckpointList,
     DryRun,
     EnhanceRequest,
     JobList,
     JobView,
     RepublishRequest,
 )
-from app.jobs.service import etag, view
+from app.jobs.service import etag
 from app.problems import problem_responses
 
 router = APIRouter(tags=["jobs"])
@@ -80,6 +81,7 @@ def list_jobs(
                        **problem_responses(404, 422)})  # fmt: skip
 async def get_job(
     job_id: JobId,
+    jobs: Jobs,
     events: Events,
     settings: Settings,
     response: Response,
@@ -90,9 +92,9 @@ async def get_job(
     """One job. With ``wait`` the answer comes when there is something new, or when the time is up."""
 
     def enough(job: Job) -> bool:
-        return job.status.terminal if if_none_match is None else etag(view(job)) != if_none_match
+        return job.status.terminal if if_none_match is None else etag(jobs.view(job)) != if_none_match
 
-    job = view(await events.wait_for(job_id, enough, min(wait, settings.max_wait_seconds)))
+    job = jobs.view(await events.wait_for(job_id, enough, min(wait, settings.max_wait_seconds)))
     response.headers["ETag"] = etag(job)
     if if_none_match == etag(job):
         return Response(status_code=304, headers={"ETag": etag(job)})
@@ -104,6 +106,29 @@ async def get_job(
 def cancel_job(job_id: JobId, jobs: Jobs) -> JobView:
     """A queued job ends at once; a running one when its process has been stopped, within seconds."""
     return jobs.cancel(job_id)
+
+
+@router.post("/v1/jobs/{job_id}/pause", status_code=202, summary="Pause a job",
+             responses={202: _JOB, **problem_responses(404, 409, 422)})  # fmt: skip
+def pause_job(job_id: JobId, jobs: Jobs) -> JobView:
+    """Its worker is free within seconds; what is finished is kept. A queued job is paused at once."""
+    return jobs.pause(job_id)
+
+
+@router.post("/v1/jobs/{job_id}/resume", status_code=202, summary="Go on with a paused job",
+             responses={202: _JOB, **problem_responses(404, 409, 422)})  # fmt: skip
+def resume_job(job_id: JobId, jobs: Jobs) -> JobView:
+    """It is queued again, and goes on after its last finished stage."""
+    return jobs.resume(job_id)
+
+
+@router.get("/v1/jobs/{job_id}/checkpoints", summary="List the stages that are finished",
+            responses={200: {"content": {"application/json": {"example": {
+                "object": "list", "data": [{"stage": "fan-0", "seconds": 12.5, "bytes": 231204}]}}}},
+                **problem_responses(404, 422)})  # fmt: skip
+def list_checkpoints(job_id: JobId, jobs: Jobs) -> CheckpointList:
+    """What a job that is paused, or interrupted, goes on from. Some time after a job has ended they are removed."""
+    return jobs.checkpoints(job_id)
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204, summary="Delete a job that has ended",

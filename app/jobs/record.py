@@ -14,6 +14,7 @@ class JobStatus(StrEnum):
     QUEUED = "queued"
     VALIDATING = "validating"
     RUNNING = "running"
+    PAUSED = "paused"
     CANCELING = "canceling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -33,6 +34,8 @@ class Job:
     status: JobStatus
     version: int
     attempts: int
+    spent_ms: int  # in attempts that have ended
+    pausing: bool  # asked for; its worker still has it
     created_at: int
     started_at: int | None
     finished_at: int | None
@@ -46,6 +49,12 @@ class Job:
     metadata: dict[str, str]
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+
+    @property
+    def max_seconds(self) -> int | None:
+        """What all attempts together may take."""
+        limit: int | None = (self.request.get("limits") or {}).get("max_gpu_seconds")
+        return limit
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ def parse_job(fields: Mapping[str, str]) -> Job:
         status=JobStatus(fields["status"]),
         version=int(fields["version"]),
         attempts=int(fields["attempts"]),
+        spent_ms=integer("spent_ms") or 0,
+        pausing="pause_requested" in fields,
         created_at=int(fields["created_at"]),
         started_at=integer("started_at"),
         finished_at=integer("finished_at"),

@@ -1,6 +1,7 @@
 """Job records in Redis or Valkey. Every change goes through states.lua; the rest only reads."""
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +18,11 @@ from known_core.errors import KnownError
 from known_core.files import sha256_bytes
 
 _OPEN = "known:jobs:open"
+_ENDED = "known:jobs:ended"  # id -> when, ms; 0: its deletion has begun
+_STORE = "known:store"
+_WORKER = "known:worker:"
+_TENANTS = "known:tenants"
+_TURNS = "known:turns"
 CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
@@ -77,6 +83,7 @@ class JobRepository:
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # redis-py types every answer as bytes | str | list | None
         self._script = redis.register_script(files("app.jobs").joinpath("states.lua").read_text())
+        self._next = redis.register_script(files("app.jobs").joinpath("next.lua").read_text())
 
     def _call(self, operation: str, job_id: str, *arguments: str | int) -> list[Any]:
         keys = [f"known:job:{job_id}", events_key(job_id), _OPEN]
@@ -85,19 +92,26 @@ class JobRepository:
             raise JobNotFound(job_id)
         return answer
 
-    def create(self, job_id: str, tenant: str, fields: Mapping[str, Any], secret: str | None = None) -> None:
+    def create(
+        self, job_id: str, tenant: str, fields: Mapping[str, Any], secret: str | None = None, max_queued: int = 0
+    ) -> bool:
         """Record a job.
 
         Args:
             tenant: whose it is.
             fields: request, spec, hub, resolved, metadata; kept as JSON.
             secret: the sealed token of the request, where it brought one.
+            max_queued: the most jobs of the tenant that may wait; 0: any number.
+
+        Returns:
+            False where so many wait already; nothing is recorded then.
         """
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
         pairs += ["secret", secret] if secret else []
-        answer = self._call("create", job_id, REQUEUE_GRACE_MS, "tenant", tenant, *pairs)
-        if answer[0] != "ok":
+        answer = self._call("create", job_id, REQUEUE_GRACE_MS, max_queued, "tenant", tenant, *pairs)
+        if answer[0] == "exists":
             raise ValueError(f"job {job_id} exists already")
+        return bool(answer[0] == "ok")
 
     def reserve(self, tenant: str, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
         """Say that a request with an idempotency key is being answered by making ``job_id``.
@@ -142,6 +156,27 @@ class JobRepository:
         answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error))
         return int(answer[1]) if answer[0] == "ok" else None
 
+    def begin_delete(self, job_id: str) -> bool:
+        """From here on a job can only be deleted. Returns: False while it runs or is being published."""
+        return bool(self._call("begin_delete", job_id)[0] == "ok")
+
+    def next_for(self, job_id: str, max_running: int) -> str | None:
+        """What a wake-up for a job is to run: where that job waits, the one whose turn it is; see :meth:`next`."""
+        return self.next(max_running) if self.status(job_id) is JobStatus.QUEUED else job_id
+
+    def next(self, max_running: int) -> str | None:
+        """Whose turn it is among all tenants' waiting jobs: the tenant with the fewest running.
+
+        Args:
+            max_running: the most jobs of a tenant that run at once; 0: any number. Workers that look at the same
+                moment may pass it.
+
+        Returns:
+            A job's id; None where none waits, or whoever waits is at that limit.
+        """
+        chosen = self._next(keys=[_TENANTS, _TURNS], args=[max_running])
+        return str(chosen) if chosen else None
+
     def delete(self, job_id: str) -> bool:
         """Forget a job and its events. Returns: False while it runs or is being published."""
         return bool(self._call("delete", job_id)[0] == "ok")
@@ -176,6 +211,43 @@ class JobRepository:
         """Returns: the state the job is in now, or None when it had ended already."""
         answer = self._call("cancel", job_id)
         return JobStatus(answer[1]) if answer[0] == "ok" else None
+
+    def pause(self, job_id: str) -> JobStatus:
+        """Pause a job: at once where it waits, else once its worker has let it go.
+
+        Returns:
+            The state it is in now.
+
+        Raises:
+            KnownError: ``job_ended`` where it has, or is being canceled.
+        """
+        answer = self._call("pause", job_id)
+        if answer[0] != "ok":
+            raise self._ended(job_id)
+        return JobStatus(answer[1])
+
+    def resume(self, job_id: str) -> JobStatus:
+        """Queue a paused job again, or withdraw a pause that was only asked for.
+
+        Returns:
+            The state it is in now.
+
+        Raises:
+            KnownError: ``job_ended``, or ``job_not_paused``.
+        """
+        answer = self._call("resume", job_id, REQUEUE_GRACE_MS)
+        if answer[0] == "terminal":
+            raise self._ended(job_id)
+        if answer[0] != "ok":
+            status = self.status(job_id)
+            raise KnownError(
+                "job_not_paused", f"the job is {status.value}, not paused", "Look at it: GET /v1/jobs/{id}."
+            )
+        return JobStatus(answer[1])
+
+    def _ended(self, job_id: str) -> KnownError:
+        status = self.status(job_id)
+        return KnownError("job_ended", f"the job has ended or is about to: it is {status.value}", "Start a new one.")
 
     def look_again(self, job_id: str, after_ms: int) -> None:
         """Put off the reaper's next look at an open job."""
@@ -214,12 +286,12 @@ class JobRepository:
             raise JobNotFound(job_id)
         return parse_job(fields)
 
-    def tenant(self, job_id: str) -> str:
-        """Whose job it is. Raises: JobNotFound."""
-        tenant: str | None = self._redis.hget(f"known:job:{job_id}", "tenant")
-        if tenant is None:
+    def stop_requested(self, job_id: str) -> bool:
+        """Whether the owner of a job is to stop, because it is canceled or paused. Raises: JobNotFound."""
+        status, pause = self._redis.hmget(f"known:job:{job_id}", "status", "pause_requested")
+        if status is None:
             raise JobNotFound(job_id)
-        return tenant
+        return pause is not None or status == JobStatus.CANCELING
 
     def status(self, job_id: str) -> JobStatus:
         value = self._redis.hget(f"known:job:{job_id}", "status")
@@ -258,20 +330,46 @@ class JobRepository:
 
     def overdue(self) -> list[str]:
         """Open jobs that it is time to look at: their lease has run out, or nobody has claimed them."""
-        seconds, micros = self._redis.time()
-        overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, seconds * 1000 + micros // 1000)
+        overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, self._now())
         return overdue
+
+    def ended_for(self, milliseconds: float) -> list[str]:
+        """Jobs that ended so long ago (infinity: none), and those whose deletion was begun and cut short."""
+        ids: list[str] = self._redis.zrangebyscore(_ENDED, 0, max(0, self._now() - milliseconds))
+        return ids
+
+    def ended_at(self, job_ids: list[str]) -> list[int | None]:
+        """When each job ended, ms; None where it has not, 0 where it is not there."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hmget(f"known:job:{job_id}", "id", "finished_at")
+        return [0 if found is None else finished and int(finished) for found, finished in pipe.execute()]
+
+    def store_id(self) -> str:
+        """What this store is told from another one by; made by whoever asks first."""
+        mine = secrets.token_hex(8)
+        return str(self._redis.set(_STORE, mine, nx=True, get=True) or mine)
+
+    def _now(self) -> int:
+        seconds, micros = self._redis.time()
+        return int(seconds * 1000 + micros // 1000)
 
     def ping(self) -> None:
         self._redis.ping()
 
-    def worker_alive(self, name: str, seconds: int) -> None:
-        """Let it be known for some seconds that a worker runs."""
-        self._redis.set(f"known:worker:{name}", 1, ex=seconds)
+    def worker_alive(self, name: str, seconds: int, facts: Mapping[str, Any] | None = None) -> None:
+        """Let it be known for some seconds that a worker runs, and on what."""
+        self._redis.set(f"{_WORKER}{name}", json.dumps(facts or {}), ex=seconds)
 
     def worker_is_alive(self, name: str) -> bool:
-        return bool(self._redis.exists(f"known:worker:{name}"))
+        return bool(self._redis.exists(f"{_WORKER}{name}"))
 
     def workers(self) -> int:
         """Workers that said within their time that they run."""
-        return sum(1 for _ in self._redis.scan_iter("known:worker:*", count=1000))
+        return sum(1 for _ in self._redis.scan_iter(f"{_WORKER}*", count=1000))
+
+    def worker_facts(self) -> dict[str, dict[str, Any]]:
+        """What each of them said of itself, by name."""
+        keys = sorted(self._redis.scan_iter(f"{_WORKER}*", count=1000))
+        said = self._redis.mget(keys) if keys else []
+        return {key.removeprefix(_WORKER): json.loads(text) for key, text in zip(keys, said, strict=True) if text}

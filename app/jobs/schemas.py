@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from app.jobs.record import JobStatus
+from app.webhooks.schemas import WebhookRequest
 from known_core.spec import (
     DataSettings,
     EvaluationSettings,
@@ -59,6 +60,14 @@ class EvaluationRequest(EvaluationSettings):
     downstream: DatasetInput | None = Field(None, description="what to fine-tune on; null: the held-out examples")
 
 
+class Limits(Settings):
+    """When to give up."""
+
+    max_gpu_seconds: int | None = Field(
+        None, ge=1, le=10**9, description="time a worker may spend on the job, all attempts together; null: any"
+    )
+
+
 class EnhanceRequest(Settings):
     """A job to do: a model with its data, or a trajectory of five states."""
 
@@ -72,6 +81,8 @@ class EnhanceRequest(Settings):
     nowcast: NowcastSettings = NowcastSettings()
     evaluation: EvaluationRequest = EvaluationRequest()
     output: OutputSettings = OutputSettings()
+    limits: Limits = Limits()
+    webhook: WebhookRequest | None = Field(None, description="whom to tell when the job has ended")
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="yours; kept and given back"
     )
@@ -110,6 +121,7 @@ ENHANCE_EXAMPLES = {
             "model": {"upload_id": "upl_0123456789abcdef01234567"},
             "dataset": {"upload_id": "upl_89abcdef0123456789abcdef"},
             "evaluation": {"downstream": {"upload_id": "upl_456789abcdef012345678901"}, "seeds": 5},
+            "webhook": {"url": "https://example.com/hook", "events": ["completed"]},
             "metadata": {"experiment": "resnet-42"},
         },
     },
@@ -167,12 +179,19 @@ class JobResult(BaseModel):
     )
 
 
+class Cost(BaseModel):
+    actual_seconds: float = Field(description="time that workers spent on the job, in attempts that have ended")
+
+
 class JobUrls(BaseModel):
     self: str
     events: str
     logs: str
     cancel: str
+    pause: str
+    resume: str
     republish: str
+    checkpoints: str
     report: str
     manifest: str
     artifacts: str
@@ -191,9 +210,11 @@ class JobView(BaseModel):
     id: str
     object: Literal["job"] = "job"
     status: JobStatus
+    pausing: bool = Field(False, description="whether a pause was asked for, and its worker is about to let go of it")
     phase: str | None
     progress: Progress | None
     attempts: int
+    cost: Cost
     request: dict[str, Any]
     resolved: dict[str, Any] = Field(description="what was understood of the inputs")
     metadata: dict[str, str]
@@ -203,7 +224,21 @@ class JobView(BaseModel):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    expires_at: str | None = Field(description="when it is deleted with its files; null: not set")
     urls: JobUrls
+
+
+class CheckpointView(BaseModel):
+    """A stage that is finished."""
+
+    stage: str = Field(description="such as fan-0, the first training of a fan")
+    seconds: float = Field(description="what it took")
+    bytes: int
+
+
+class CheckpointList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[CheckpointView]
 
 
 class JobList(BaseModel):
@@ -218,9 +253,11 @@ JOB_EXAMPLE: dict[str, Any] = {
     "id": "job_0123456789abcdef01234567",
     "object": "job",
     "status": "running",
+    "pausing": False,
     "phase": "forgetting",
     "progress": {"phase": "forgetting", "step": 40, "total": 92, "eta_seconds": 3.1},
     "attempts": 1,
+    "cost": {"actual_seconds": 0.0},
     "request": ENHANCE_EXAMPLES["state dict"]["value"],
     "resolved": {"task": "image-classification", "architecture": "small-cnn", "parameters": 57333},
     "metadata": {},
@@ -230,11 +267,12 @@ JOB_EXAMPLE: dict[str, Any] = {
     "created_at": "2026-11-24T10:00:00.000Z",
     "started_at": "2026-11-24T10:00:01.250Z",
     "finished_at": None,
+    "expires_at": None,
     "urls": {
         name: f"/v1/jobs/job_0123456789abcdef01234567{path}"
         for name, path in (
-            ("self", ""), ("events", "/events"), ("logs", "/logs"), ("cancel", "/cancel"), ("republish", "/republish"),
-            ("report", "/report"),
+            ("self", ""), ("events", "/events"), ("logs", "/logs"), ("cancel", "/cancel"), ("pause", "/pause"),
+            ("resume", "/resume"), ("republish", "/republish"), ("checkpoints", "/checkpoints"), ("report", "/report"),
             ("manifest", "/manifest"), ("artifacts", "/artifacts"),
         )
     },

@@ -1,17 +1,19 @@
 """Jobs: accept, show, cancel, publish again."""
 
-import shutil
-from datetime import UTC, datetime
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
 from app.inspection import Inspector
+from app.jobs.deletion import delete_job
 from app.jobs.queue import wake
 from app.jobs.record import Job, JobStatus, new_job_id
 from app.jobs.repository import JobRepository, Reservation
 from app.jobs.schemas import (
+    CheckpointList,
+    CheckpointView,
     DatasetInput,
     DryRun,
     EnhanceRequest,
@@ -23,14 +25,19 @@ from app.jobs.schemas import (
     StateInput,
 )
 from app.jobs.secrets import Sealer
-from app.jobs.settings import StoreSettings
 from app.keys.caller import Caller
+from app.keys.limits import TooMany
+from app.settings import AppSettings
+from app.times import rfc3339 as _time
 from app.uploads.service import UploadService
+from app.webhooks.guard import shown
+from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
-from known_core.files import canonical_json, sha256_bytes
+from known_core.files import canonical_json, read_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
 Input = ModelInput | StateInput | DatasetInput
+_LOOK_AGAIN_S = 30  # when a tenant that has too many jobs waiting may try again
 
 
 class JobService:
@@ -42,12 +49,14 @@ class JobService:
         celery: Celery,
         uploads: UploadService,
         inspector: Inspector,
-        settings: StoreSettings,
+        webhooks: WebhookService,
+        settings: AppSettings,
     ) -> None:
         self._repository = repository
         self._celery = celery
         self._uploads = uploads
         self._inspector = inspector
+        self._webhooks = webhooks
         self._settings = settings
         self._sealer = Sealer(settings)
 
@@ -94,24 +103,35 @@ class JobService:
         return self.get(first.job_id)
 
     def _create(self, caller: Caller, job_id: str, request: EnhanceRequest, token: str | None) -> JobView:
+        webhook = self._webhooks.accept(request.webhook)
         spec, inspected = self._inspect(caller, request, job_id, token)
-        self._repository.create(
+        recorded = self._repository.create(
             job_id,
             caller.tenant,
             {
-                "request": request.model_dump(mode="json", exclude_unset=True),
+                "request": _shown(request),
                 "spec": spec.model_dump(mode="json"),
                 "hub": inspected["hub"],
                 "resolved": inspected["resolved"],
                 "metadata": request.metadata,
+                **({"webhook": webhook} if webhook else {}),
             },
             self._sealer.seal(token) if token else None,
+            self._settings.max_queued_jobs,
         )
+        if not recorded:
+            raise TooMany(
+                "quota_exceeded",
+                f"{self._settings.max_queued_jobs} jobs of the tenant {caller.tenant} wait already",
+                "Send it again when one of them has begun, or cancel one.",
+                _LOOK_AGAIN_S,
+            )
         wake(self._celery, job_id)
         return self.get(job_id)
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
         """What was understood of the inputs; nothing is recorded."""
+        self._webhooks.accept(request.webhook)
         _, inspected = self._inspect(caller, request, new_job_id(), token)
         return DryRun(resolved=inspected["resolved"])
 
@@ -161,12 +181,16 @@ class JobService:
             error.code = "upload_unknown"  # the request is wrong, not its address: 422, not 404
             raise error.at(f"{_pointer(name)}/upload_id") from error
 
+    def view(self, job: Job) -> JobView:
+        """A record as the API shows it."""
+        return _view(job, self._settings.job_retention_days)
+
     def get(self, job_id: str) -> JobView:
-        return view(self._repository.get(job_id))
+        return self.view(self._repository.get(job_id))
 
     def list(self, caller: Caller, after: str | None, limit: int, status: JobStatus | None) -> JobList:
         jobs, more = self._repository.page(caller.tenant, after, limit, status)
-        data = [view(job) for job in jobs]
+        data = [self.view(job) for job in jobs]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return JobList(data=data, first_id=first, last_id=last, has_more=more)
 
@@ -177,23 +201,37 @@ class JobService:
             raise KnownError("job_ended", f"the job has ended: it is {status.value}", "Start a new one.")
         return self.get(job_id)
 
-    def delete(self, job_id: str) -> None:
-        """Remove a job's files, then its record: a delete that is cut short can be sent again.
+    def pause(self, job_id: str) -> JobView:
+        """Raises: KnownError ``job_ended``."""
+        self._repository.pause(job_id)
+        return self.get(job_id)
 
-        Raises:
-            KnownError: ``job_busy``.
-        """
-        job = self._repository.get(job_id)
-        busy = KnownError(
-            "job_busy", f"the job is {job.status.value}, or is being published", "Cancel it first, or wait for its end."
-        )
-        if not job.status.terminal or job.republish is not None:
-            raise busy
-        folder = self._settings.job_folder(job_id)
-        if folder.exists():
-            shutil.rmtree(folder)
-        if not self._repository.delete(job_id):
-            raise busy
+    def resume(self, job_id: str) -> JobView:
+        """Raises: KnownError ``job_ended``, ``job_not_paused``."""
+        if self._repository.resume(job_id) is JobStatus.QUEUED:
+            wake(self._celery, job_id)
+        return self.get(job_id)
+
+    def checkpoints(self, job_id: str) -> CheckpointList:
+        """The stages of a job that are finished, and still kept."""
+        finished: list[tuple[float, CheckpointView]] = []
+        for record in (self._settings.run_folder(job_id) / "work").glob("[!.]*/stage.json"):
+            with suppress(FileNotFoundError):  # swept, or deleted, meanwhile
+                shown = CheckpointView(
+                    stage=record.parent.name.rpartition("-")[0],
+                    seconds=read_json(record)["seconds"],
+                    bytes=sum(file.stat().st_size for file in record.parent.rglob("*") if file.is_file()),
+                )
+                finished.append((record.stat().st_mtime, shown))
+        return CheckpointList(data=[shown for _, shown in sorted(finished, key=lambda pair: pair[0])])
+
+    def delete(self, job_id: str) -> None:
+        """Raises: KnownError ``job_busy``."""
+        if not delete_job(self._repository, self._settings.job_folder(job_id), job_id):
+            status = self._repository.status(job_id)
+            raise KnownError(
+                "job_busy", f"the job is {status.value}, or is being published", "Cancel it first, or wait for its end."
+            )
 
     def republish(self, job_id: str, request: RepublishRequest, token: str | None) -> JobView:
         """Raises: KnownError ``result_not_ready``, ``publish_target_missing``, ``publish_in_progress``."""
@@ -209,6 +247,14 @@ class JobService:
             raise KnownError("publish_in_progress", "the job is being published already", "Wait until it is done.")
         wake(self._celery, job_id)
         return self.get(job_id)
+
+
+def _shown(request: EnhanceRequest) -> dict[str, Any]:
+    """The request as it is kept and given back: without what the URL of a webhook may hold of secrets."""
+    given = request.model_dump(mode="json", exclude_unset=True)
+    if request.webhook is not None:
+        given["webhook"]["url"] = shown(request.webhook.url)
+    return given
 
 
 def _inputs(request: EnhanceRequest) -> dict[str, Input]:
@@ -232,10 +278,12 @@ def _data_settings(given: DatasetInput | None) -> DataSettings:
     return DataSettings(**given.model_dump(include=set(DataSettings.model_fields))) if given else DataSettings()
 
 
-def view(job: Job) -> JobView:
-    """A record as the API shows it."""
+def _view(job: Job, retention_days: float) -> JobView:
     base = f"/v1/jobs/{job.id}"
-    names = ("events", "logs", "cancel", "republish", "report", "manifest", "artifacts")
+    names = (
+        "events", "logs", "cancel", "pause", "resume", "republish", "checkpoints", "report", "manifest", "artifacts"
+    )  # fmt: skip
+    expires = bool(retention_days) and job.finished_at is not None
     urls = JobUrls(self=base, **{name: f"{base}/{name}" for name in names})
     result = None
     if job.result is not None:
@@ -244,9 +292,11 @@ def view(job: Job) -> JobView:
         {
             "id": job.id,
             "status": job.status,
+            "pausing": job.pausing,
             "phase": job.phase,
             "progress": job.progress,
             "attempts": job.attempts,
+            "cost": {"actual_seconds": job.spent_ms / 1000},
             "request": job.request,
             "resolved": job.resolved,
             "metadata": job.metadata,
@@ -256,6 +306,7 @@ def view(job: Job) -> JobView:
             "created_at": _time(job.created_at),
             "started_at": _time(job.started_at),
             "finished_at": _time(job.finished_at),
+            "expires_at": _time((job.finished_at or 0) + round(retention_days * 86_400_000)) if expires else None,
             "urls": urls,
         }
     )
@@ -264,9 +315,3 @@ def view(job: Job) -> JobView:
 def etag(job: JobView) -> str:
     """Changes whenever what the API shows of the job changes."""
     return f'"{sha256_bytes(job.model_dump_json().encode())[:32]}"'
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

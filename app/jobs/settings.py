@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from known_core.hub import Hub
 
 
+RUN = "run"
+
+
 class HubAccess(BaseModel):
     """What a process needs to reach the Hub; the token shows in no representation.
 
@@ -34,14 +37,27 @@ class HubAccess(BaseModel):
         return Hub(self.endpoint, self.secret, self.cache, self.max_cache_bytes)
 
 
+def _embedded(data_dir: Path) -> str | None:
+    """The store of a `known serve` on this data folder; the password in it changes at every start."""
+    url = data_dir.expanduser() / "valkey" / "url"
+    return url.read_text(encoding="utf-8") if url.is_file() else None
+
+
 class StoreSettings(BaseSettings):
     """Read from the environment, prefix ``KNOWN_``."""
 
     model_config = SettingsConfigDict(env_prefix="KNOWN_")
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey: broker, job store and event log")
     data_dir: Path = Field(Path("~/.local/share/known"), description="uploads, job folders and artifacts")
+    redis_url: str = Field(
+        default_factory=lambda data: _embedded(data["data_dir"]) or "redis://127.0.0.1:6379/0",
+        description="Redis or Valkey: broker, job store and event log; default: that of `known serve`, where it runs",
+    )
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its job")
+    job_retention_days: float = Field(
+        30, ge=0, description="a job is deleted so long after it has ended, with its files; 0: never"
+    )
+    max_running_jobs: int = Field(0, ge=0, description="of a tenant at once; 0: any number")
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
 
     hub_endpoint: str | None = Field(None, description="address of the Hub; null: HF_ENDPOINT or huggingface.co")
@@ -51,6 +67,11 @@ class StoreSettings(BaseSettings):
     max_dataset_bytes: int = Field(50 << 30, ge=1, description="a larger data set on the Hub is sampled")
     secret_key: SecretStr | None = Field(
         None, description="Fernet key that seals tokens of requests; null: a key file in the data folder"
+    )
+
+    webhook_allow_http: bool = Field(False, description="webhooks may go to http beside https: for development")
+    webhook_allowed_hosts: str = Field(
+        "", description="names, addresses and networks, by commas, that webhooks may reach although not public"
     )
 
     @property
@@ -70,3 +91,7 @@ class StoreSettings(BaseSettings):
 
     def job_folder(self, job_id: str) -> Path:
         return self.data / "jobs" / job_id
+
+    def run_folder(self, job_id: str) -> Path:
+        """What the trainer writes: all else in the job's folder it can only read."""
+        return self.job_folder(job_id) / RUN

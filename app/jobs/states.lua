@@ -1,16 +1,22 @@
 -- The life of a job: every change of its record is one call of this script, so it happens whole or not at all.
 --
---   queued -> validating -> running -> succeeded | failed          cancel: queued -> canceled
---      ^___________|___________| (release)                                 validating | running -> canceling -> canceled
+--   queued -> validating -> running -> succeeded | failed      cancel: queued | paused -> canceled
+--      ^___________|___________| (release)                             validating | running -> canceling -> canceled
+--                                                              pause:  queued -> paused -> queued (resume)
+--                                                                      validating | running: the field pause_requested,
+--                                                                      and paused when they are let go, or their lease ends
 --
 -- A job that succeeded may be published again: the field republish is there from the request to the end of it, and the
 -- job is claimed and held meanwhile as one that runs is. Its status stays.
 --
 -- KEYS: 1 record (hash), 2 events (stream), 3 open jobs (zset: id -> when to look at it again, ms)
+-- Jobs that have ended are in the zset known:jobs:ended by the time of it; 0 is one whose deletion has begun.
+-- claimed_at is there while an attempt is charged for; spent_ms is the sum of those that have ended.
 -- Each tenant's jobs are in zsets by age, one of all and one for each status; their names come from the record (one
 -- server, no cluster).
 -- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
--- Returns {"ok", ...} or {reason}: missing, exists, terminal, held, lost (the caller's lease is gone), exhausted.
+-- Returns {"ok", ...} or {reason}: missing, exists, full (the tenant has too many waiting), terminal, held, lost (the
+-- caller's lease is gone), exhausted, paused, canceling.
 
 local operation, id = ARGV[1], ARGV[2]
 local time = redis.call('TIME')
@@ -19,6 +25,7 @@ local status = redis.call('HGET', KEYS[1], 'status')
 local MAX_EVENTS = 10000
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 local HELD = { validating = true, running = true, canceling = true }
+local ENDED = 'known:jobs:ended'
 local republish = redis.call('HEXISTS', KEYS[1], 'republish') == 1
 
 local function jobs_of_tenant(in_status)
@@ -32,15 +39,47 @@ local function add_event(json)
   redis.call('PUBLISH', 'known:changes', id) -- whoever watches reads the stream; a message lost costs seconds
 end
 
+local function lease_until()
+  return tonumber(redis.call('HGET', KEYS[1], 'lease_until') or '0')
+end
+
+local function charge() -- for the attempt that ends: until now, or until its lease ran out
+  local since = redis.call('HGET', KEYS[1], 'claimed_at')
+  if since then
+    redis.call('HINCRBY', KEYS[1], 'spent_ms', math.max(0, math.min(now, lease_until()) - since))
+    redis.call('HDEL', KEYS[1], 'claimed_at')
+  end
+end
+
+local function let_go()
+  charge()
+  redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase', 'pause_requested')
+end
+
+local function tell_webhook() -- the delivery is written with the end of the job: neither is there without the other
+  local webhook = redis.call('HGET', KEYS[1], 'webhook')
+  if not webhook or not cjson.decode(webhook).statuses[status] then return end
+  local delivery, tenant = 'msg_' .. string.sub(id, 5), redis.call('HGET', KEYS[1], 'tenant')
+  local outcome = redis.call('HGET', KEYS[1], status == 'succeeded' and 'result' or 'error') or 'null'
+  redis.call('HSET', 'known:webhooks:' .. delivery, 'id', delivery, 'job', id, 'tenant', tenant, 'job_status', status,
+    'outcome', outcome, 'webhook', webhook, 'status', 'pending', 'tries', 0, 'created_at', now, 'next_attempt_at', now)
+  redis.call('EXPIRE', 'known:webhooks:' .. delivery, 30 * 24 * 3600)
+  redis.call('ZADD', 'known:tenant:' .. tenant .. ':deliveries', now, delivery)
+  redis.call('ZADD', 'known:webhooks:due', now, delivery) -- app/webhooks/deliveries.lua goes on from here
+end
+
 local function enter(new)
+  if not HELD[new] then let_go() end
   if status then redis.call('ZREM', jobs_of_tenant(status), id) end
   redis.call('ZADD', jobs_of_tenant(new), redis.call('HGET', KEYS[1], 'created_at'), id)
   status = new
   redis.call('HSET', KEYS[1], 'status', new)
   if TERMINAL[new] then
     redis.call('HSET', KEYS[1], 'finished_at', now)
-    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase', 'secret')
+    redis.call('HDEL', KEYS[1], 'secret')
+    redis.call('ZADD', ENDED, now, id)
     redis.call('ZREM', KEYS[3], id)
+    tell_webhook()
   end
   add_event('{"type":"status","status":"' .. new .. '"}')
 end
@@ -49,14 +88,20 @@ local function look_again_at(when)
   redis.call('ZADD', KEYS[3], when, id)
 end
 
-local function lease_until()
-  return tonumber(redis.call('HGET', KEYS[1], 'lease_until') or '0')
-end
-
 local function queue_again(grace_ms)
-  redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'phase', 'progress')
+  redis.call('HDEL', KEYS[1], 'progress')
   enter('queued')
   look_again_at(now + grace_ms)
+end
+
+local function pause()
+  redis.call('ZREM', KEYS[3], id)
+  redis.call('HDEL', KEYS[1], 'progress')
+  enter('paused')
+end
+
+local function pause_requested()
+  return redis.call('HEXISTS', KEYS[1], 'pause_requested') == 1
 end
 
 local function end_republish()
@@ -65,9 +110,13 @@ local function end_republish()
   add_event('{"type":"republish","status":"ended"}')
 end
 
-if operation == 'create' then -- grace_ms, then field, value, ...; tenant is one of them
+if operation == 'create' then -- grace_ms, max_queued, "tenant", tenant, then field, value, ...
   if status then return { 'exists' } end
-  redis.call('HSET', KEYS[1], 'id', id, 'created_at', now, 'attempts', 0, 'fence', 0, unpack(ARGV, 4))
+  local jobs = 'known:tenant:' .. ARGV[6] .. ':jobs:'
+  local waiting = redis.call('ZCARD', jobs .. 'queued') + redis.call('ZCARD', jobs .. 'paused')
+  if tonumber(ARGV[4]) > 0 and waiting >= tonumber(ARGV[4]) then return { 'full' } end
+  redis.call('HSET', KEYS[1], 'id', id, 'created_at', now, 'attempts', 0, 'fence', 0, unpack(ARGV, 5))
+  redis.call('SADD', 'known:tenants', ARGV[6])
   redis.call('ZADD', jobs_of_tenant(), now, id)
   enter('queued')
   look_again_at(now + tonumber(ARGV[3]))
@@ -96,15 +145,22 @@ if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when t
     enter('canceled')
     return { 'terminal' }
   end
+  if status == 'paused' then return { 'paused' } end
+  if pause_requested() then -- who was to stop died first
+    pause()
+    return { 'paused' }
+  end
   if tonumber(redis.call('HGET', KEYS[1], 'attempts')) >= tonumber(ARGV[5]) then
     redis.call('HSET', KEYS[1], 'error', ARGV[6])
     enter('failed')
     return { 'exhausted' }
   end
+  charge()
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
   local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
-  redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'lease_until', now + tonumber(ARGV[4]))
+  redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'lease_until', now + tonumber(ARGV[4]), 'claimed_at', now)
   redis.call('HSETNX', KEYS[1], 'started_at', now)
+  redis.call('HSET', 'known:turns', redis.call('HGET', KEYS[1], 'tenant'), now)
   look_again_at(now + tonumber(ARGV[4]))
   enter('validating')
   return { 'ok', fence }
@@ -112,16 +168,48 @@ end
 
 if operation == 'cancel' then
   if TERMINAL[status] then return { 'terminal' } end
-  if status == 'queued' then
+  if status == 'queued' or status == 'paused' then
     enter('canceled')
   elseif status ~= 'canceling' then
+    redis.call('HDEL', KEYS[1], 'pause_requested')
     enter('canceling')
   end
   return { 'ok', status }
 end
 
+if operation == 'pause' then
+  if TERMINAL[status] then return { 'terminal' } end
+  if status == 'canceling' then return { 'canceling' } end
+  if status == 'queued' then
+    pause()
+  elseif status ~= 'paused' and redis.call('HSETNX', KEYS[1], 'pause_requested', 1) == 1 then
+    add_event('{"type":"pause","status":"requested"}')
+  end
+  return { 'ok', status }
+end
+
+if operation == 'resume' then -- grace_ms; a pause that was only asked for is withdrawn
+  if TERMINAL[status] then return { 'terminal' } end
+  if status == 'paused' then
+    queue_again(tonumber(ARGV[3]))
+  elseif redis.call('HDEL', KEYS[1], 'pause_requested') == 1 then
+    add_event('{"type":"pause","status":"withdrawn"}')
+  else
+    return { 'held' }
+  end
+  return { 'ok', status }
+end
+
+if operation == 'begin_delete' then -- from here on it is only deleted: it is never published again
+  if not TERMINAL[status] or republish then return { 'busy' } end
+  redis.call('HSET', KEYS[1], 'deleting', 1)
+  redis.call('ZADD', ENDED, 0, id)
+  return { 'ok', status }
+end
+
 if operation == 'delete' then
   if not TERMINAL[status] or republish then return { 'busy' } end
+  redis.call('ZREM', ENDED, id)
   redis.call('ZREM', jobs_of_tenant(), id)
   redis.call('ZREM', jobs_of_tenant(status), id)
   redis.call('ZREM', KEYS[3], id)
@@ -130,6 +218,7 @@ if operation == 'delete' then
 end
 
 if operation == 'republish' then -- grace_ms, target JSON, sealed token or ""
+  if redis.call('HEXISTS', KEYS[1], 'deleting') == 1 then return { 'missing' } end
   if status ~= 'succeeded' then return { 'unfinished' } end
   if republish then return { 'held' } end
   redis.call('HSET', KEYS[1], 'republish', ARGV[4])
@@ -141,6 +230,7 @@ end
 
 if operation == 'look_again' then -- after_ms: put off the next look at an open job
   if TERMINAL[status] and not republish then return { 'terminal' } end
+  if status == 'paused' then return { 'paused' } end
   look_again_at(now + tonumber(ARGV[3]))
   return { 'ok', status }
 end
@@ -196,7 +286,7 @@ if operation == 'release' then -- grace_ms, "1" when the attempt does not count
     enter('canceled')
   else
     if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', -1) end
-    queue_again(tonumber(ARGV[4]))
+    if pause_requested() then pause() else queue_again(tonumber(ARGV[4])) end
   end
   return { 'ok', status }
 end

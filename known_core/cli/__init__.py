@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from known_core.cli.bench import bench_app
 from known_core.cli.jobs import enhance, jobs_app
 from known_core.cli.metatrain import metatrain_app
 from known_core.cli.options import DATA_DIR, AsJson, DataDir, console, interruptible
+from known_core.cli.webhooks import webhooks_app
 from known_core.errors import KnownError
 from known_core.processes import keep_memory
 
@@ -42,9 +44,11 @@ def serve(port: Annotated[int, typer.Option(help="of the API")] = 8000, data_dir
 
     with interruptible("stopped"), Stack(data_dir, port) as stack:
         console.print(f"[bold]{stack.url}[/bold]  API: {stack.url}/docs")
-        console.print(
-            "Open to every user of this machine, on the loopback address only: there are no keys yet.", style="yellow"
-        )
+        if os.environ.get("KNOWN_ACCESS", "open") == "open":
+            console.print(
+                "OPEN: no API key is asked for; every user of this machine may use it, and no other machine. "
+                "KNOWN_ACCESS=keys changes that.", style="bold yellow", soft_wrap=True,
+            )  # fmt: skip
         console.print(f"data and logs: {data_dir.expanduser()}   Ctrl-C stops everything")
         while True:
             stack.check()
@@ -62,6 +66,7 @@ def demo(data: Annotated[str, typer.Option(help="digits or fashion")] = "digits"
 
 app.command()(enhance)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(webhooks_app, name="webhooks")
 
 
 @app.command()
@@ -122,6 +127,12 @@ def nowcast(
 
 app.add_typer(metatrain_app, name="metatrain")
 app.add_typer(bench_app, name="bench")
+for _operators in entry_points(group="known.commands"):  # the service's own, which the library knows nothing of
+    _command = _operators.load()
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_operators.name)
+    else:
+        app.command(_operators.name)(_command)
 
 
 @app.command()

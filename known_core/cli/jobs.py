@@ -44,6 +44,7 @@ def enhance(
     push: Annotated[str | None, typer.Option(help="put the result into hub:user/name")] = None,
     public: Annotated[bool, typer.Option("--public", help="with --push: a new repository is not private")] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="with --push: open a pull request")] = False,
+    webhook: Annotated[str | None, typer.Option(help="https URL to tell when the job has ended")] = None,
     token: HubToken = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is understood of the inputs")] = False,
     wait: Annotated[bool, typer.Option(help="follow the job to its end")] = False,
@@ -73,6 +74,8 @@ def enhance(
             request.setdefault(section, {})[name] = value
     if task is not None:
         request["task"] = task
+    if webhook is not None:
+        request["webhook"] = {"url": webhook}
     for given in filter(None, (model, dataset, base, downstream, *(trajectory or ()))):
         if not _is_hub(given) and not Path(given).exists():
             raise KnownError(
@@ -198,6 +201,24 @@ def jobs_cancel(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = 
         _print_job(client.cancel(job_id), as_json, fail=False)
 
 
+@jobs_app.command("pause")
+def jobs_pause(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Stop a job and keep what is finished, until it is resumed."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        _print_job(client.pause(job_id), as_json)
+
+
+@jobs_app.command("resume")
+def jobs_resume(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Go on with a paused job, after its last finished stage."""
+    from known_core.client import Client
+
+    with Client(server) as client:
+        _print_job(client.resume(job_id), as_json)
+
+
 @jobs_app.command("republish")
 def jobs_republish(
     job_id: str,
@@ -270,6 +291,10 @@ def _print_job(job: dict[str, Any], as_json: bool, fail: bool = True) -> None:
         print(json.dumps(job, indent=2))
     else:
         print(f"{job['id']} {job['status']}")
+        if job["status"] == "paused":
+            print(f"It holds no worker, and its finished stages are kept: known jobs resume {job['id']}")
+        elif job["pausing"]:
+            print("It pauses as soon as its worker has stopped.")
         if job["result"]:
             print(f"selected: {job['result']['selected']}")
         if job["result"] and job["result"]["hub_url"]:

@@ -10,6 +10,10 @@ from huggingface_hub.utils import validate_repo_id
 from known_core.errors import KnownError
 
 RepoKind = Literal["model", "dataset"]
+_HOST = re.compile(  # a URL; a port or a user; a name with a dot before user/name; the Hub's own names
+    r"(?:[a-z][a-z0-9+.-]*:)?//|[^/]*(?::[0-9]+|@[^/]*)/|[^/]+\.[^/.]+/[^/]+/[^/]+|(?:www\.)?(?:huggingface\.co|hf\.co)/",
+    re.IGNORECASE,
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*\.\.)[^\s~^:?*\[\\\x00-\x1f\x7f]{1,255}")  # what git takes as a name, nearly
 
@@ -19,7 +23,8 @@ class HubRef:
     """A repository on the Hub at a revision: a branch, a tag, ``refs/pr/1``, a commit; None is main.
 
     Raises:
-        KnownError: ``repo_id_invalid``, ``hub_revision_not_found`` for what cannot be the name of a revision.
+        KnownError: ``repo_id_invalid``; ``endpoint_not_allowed`` for an id with a host; ``hub_revision_not_found`` for
+            what cannot be the name of a revision.
     """
 
     repo_id: str
@@ -27,6 +32,12 @@ class HubRef:
     kind: RepoKind = "model"
 
     def __post_init__(self) -> None:
+        if _HOST.match(self.repo_id):
+            raise KnownError(
+                "endpoint_not_allowed",
+                f"{self.repo_id[:120]!r} names a host; the Hub is the one this service is set up with",
+                "Give the repository alone: user/name.",
+            )
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:

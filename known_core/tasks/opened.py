@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.source import FolderSource, Layered
 from known_core.data import DataFiles, inspect_data, read_data, sample_of
+from known_core.memory import halving
 from known_core.models.features import HEAD, FeatureNetwork
 from known_core.models.opening import open_network
 from known_core.spec import DataSettings, JobSpec
@@ -121,12 +122,14 @@ class OpenTask:
     def collate(self, *, training: bool) -> Collate:
         return self.task.collate(self._processor, training=training)
 
-    @torch.no_grad()  # not inference mode: what items and networks (BEiT) keep in memory is trained with later
     def score(self, model: nn.Module, items: Dataset[Any], device: torch.device) -> Scores:
-        """How the model does on each item, in order."""
+        """How the model does on each item, in order; in smaller batches where memory runs out."""
         model.to(device).eval()
+        return halving(self.task.defaults.evaluation_batch_size, lambda size: self._score(model, items, device, size))
+
+    @torch.no_grad()  # not inference mode: what items and networks (BEiT) keep in memory is trained with later
+    def _score(self, model: nn.Module, items: Dataset[Any], device: torch.device, size: int) -> Scores:
         correct, loss = [], []
-        size = self.task.defaults.evaluation_batch_size
         for batch in DataLoader(items, batch_size=size, collate_fn=self.collate(training=False)):
             on_device = {name: value.to(device) for name, value in batch.items()}
             labels = on_device.pop("labels")

@@ -35,6 +35,7 @@ def test_examples_are_valid(schema: dict[str, Any]) -> None:
     from app.events.schemas import EVENT_EXAMPLE, EventPage
     from app.jobs.schemas import ENHANCE_EXAMPLES, JOB_EXAMPLE, EnhanceRequest, JobView
     from app.uploads.schemas import UPLOAD_EXAMPLE, UploadView
+    from app.webhooks.schemas import DELIVERY_EXAMPLE, SECRET_EXAMPLE, DeliveryView, SecretView
 
     for example in ENHANCE_EXAMPLES.values():
         EnhanceRequest.model_validate(example["value"])
@@ -42,6 +43,8 @@ def test_examples_are_valid(schema: dict[str, Any]) -> None:
     EventPage.model_validate(EVENT_EXAMPLE)
     ArtifactList.model_validate(ARTIFACT_EXAMPLE)
     UploadView.model_validate(UPLOAD_EXAMPLE)
+    DeliveryView.model_validate(DELIVERY_EXAMPLE)
+    SecretView.model_validate(SECRET_EXAMPLE)
 
 
 def test_the_page_that_people_open_needs_no_internet(stack: Stack) -> None:

@@ -132,6 +132,8 @@ class LocalHub:
         self.renamed: dict[tuple[str, str], str] = {}  # old id to new id
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.tokens: set[str] = set()  # that came with requests
+        self.redirects: dict[str, str] = {}  # what requests begin with, such as GET /api, to the host they are sent to
         self.body_bytes = 0
         self.served: dict[str, bytes] = {}  # other bytes than those of the file with this sha256
         self.redirects_lfs = False  # to another host, as the real Hub sends them to its storage
@@ -174,6 +176,8 @@ class LocalHub:
     async def _answer(self, request: Request) -> Response:
         path = request.scope["raw_path"].decode().partition("?")[0]
         self.requests.append(f"{request.method} {path}")
+        if "authorization" in request.headers:
+            self.tokens.add(request.headers["authorization"].removeprefix("Bearer "))
         fault = self._fault(request.method, path)
         if fault is not None and fault.delay_s:
             await asyncio.sleep(fault.delay_s)
@@ -181,9 +185,12 @@ class LocalHub:
         if fault is not None and fault.cut_after is None:
             return JSONResponse({"error": fault.message}, fault.status)
         moved = self._moved(path)
-        if moved:
+        elsewhere = next(
+            (to + path for start, to in self.redirects.items() if self.requests[-1].startswith(start)), None
+        )
+        if moved or elsewhere:
             query = f"?{request.url.query}" if request.url.query else ""
-            return Response(status_code=307, headers={"Location": self.url + moved + query})
+            return Response(status_code=307, headers={"Location": (elsewhere or f"{self.url}{moved}") + query})
         try:
             for method, pattern, answer in self._routes():
                 found = re.fullmatch(pattern, path)

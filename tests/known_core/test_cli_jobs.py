@@ -1,6 +1,7 @@
 """The command line against a running service."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,28 @@ def test_canceling(run: Run, client: Client, inputs: Inputs, tmp_path: Path) -> 
     status, out, _ = run("jobs", "show", job["id"], "--json")
     assert status == 1  # not a success
     assert json.loads(out)["status"] == "canceled"
+
+
+def test_pausing_and_resuming(run: Run, client: Client, inputs: Inputs, tmp_path: Path) -> None:
+    status, out, _ = run(*arguments(inputs, tmp_path), "--epochs-per-stage", 1000, "--json")
+    assert status == 0
+    job_id = json.loads(out)["id"]
+    status, out, _ = run("jobs", "pause", job_id)
+    assert status == 0
+    assert "pauses as soon as" in out or f"known jobs resume {job_id}" in out
+    while client.job(job_id)["status"] != "paused":
+        time.sleep(0.1)
+    status, out, _ = run("jobs", "show", job_id)
+    assert status == 0
+    assert out.startswith(f"{job_id} paused\nIt holds no worker, and its finished stages are kept: known jobs resume")
+    status, out, _ = run("jobs", "resume", job_id, "--json")
+    assert status == 0
+    assert json.loads(out)["status"] != "paused"
+    client.cancel(job_id)
+    ended(client, job_id)
+    status, _, said = run("jobs", "resume", job_id)
+    assert status == 1
+    assert "(job_ended)" in said
 
 
 @pytest.mark.parametrize(

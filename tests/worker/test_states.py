@@ -1,38 +1,34 @@
 """The life of a job: the real Lua script on a real server, against a model of what is legal."""
 
 import json
-import subprocess
+import random
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from math import inf
+from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobNotFound, JobRepository, LeaseLost, connect
 from known_core.errors import KnownError
-from known_core.stack import _free_port, _valkey_binary, _wait_for_port
+from tests.worker.conftest import own_server
 
 LEASE_S = 60.0
 MAX_ATTEMPTS = 3
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobRepository]:
-    folder, port = tmp_path_factory.mktemp("valkey"), _free_port()
-    command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    log = folder / "log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream)
-    try:
-        _wait_for_port(port, server, Path(log))
-        yield JobRepository(connect(f"redis://127.0.0.1:{port}/0"))
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def _create(repository: JobRepository, tenant: str = "local") -> str:
@@ -65,6 +61,8 @@ class Life(RuleBasedStateMachine):
         self.attempts = 0
         self.republishing = False
         self.republish_attempts = 0
+        self.pausing = self.deleting = False
+        self.spent_ms = 0
 
     @property
     def held(self) -> bool:
@@ -73,10 +71,20 @@ class Life(RuleBasedStateMachine):
     def _may(self, fence: int) -> bool:
         return self.held and self.alive and fence == self.fences[-1]
 
+    @initialize(begun=st.booleans())
+    def begin(self, begun: bool) -> None:
+        """Half of the lives begin in the middle, where most can happen."""
+        if begun:
+            self.claim()
+
     @rule()
     def claim(self) -> None:
         fence = self.repository.claim(self.job, "owner", LEASE_S, MAX_ATTEMPTS)
-        if (self.status.terminal and not self.republishing) or (self.held and self.alive):
+        if (
+            self.status is JobStatus.PAUSED
+            or (self.status.terminal and not self.republishing)
+            or (self.held and self.alive)
+        ):
             assert fence is None
         elif self.republishing:
             self.republish_attempts += 1
@@ -94,6 +102,9 @@ class Life(RuleBasedStateMachine):
         elif self.status is JobStatus.CANCELING:
             assert fence is None
             self.status = JobStatus.CANCELED
+        elif self.pausing:
+            assert fence is None
+            self.status, self.pausing = JobStatus.PAUSED, False
         elif self.attempts >= MAX_ATTEMPTS:
             assert fence is None
             self.status = JobStatus.FAILED
@@ -106,7 +117,10 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def republish(self) -> None:
-        if self.status is not JobStatus.SUCCEEDED:
+        if self.deleting:
+            with pytest.raises(JobNotFound):
+                self.repository.republish(self.job, {"hub": {}}, "sealed")
+        elif self.status is not JobStatus.SUCCEEDED:
             with pytest.raises(KnownError, match="result_not_ready"):
                 self.repository.republish(self.job, {"hub": {}}, "sealed")
         elif self.republishing:
@@ -141,14 +155,67 @@ class Life(RuleBasedStateMachine):
         if self.status.terminal:
             assert answer is None
         else:
-            self.status = JobStatus.CANCELED if self.status is JobStatus.QUEUED else JobStatus.CANCELING
+            waits = self.status in (JobStatus.QUEUED, JobStatus.PAUSED)
+            self.status = JobStatus.CANCELED if waits else JobStatus.CANCELING
+            self.pausing = False
             assert answer is self.status
+
+    @rule()
+    def pause(self) -> None:
+        if self.status.terminal or self.status is JobStatus.CANCELING:
+            with pytest.raises(KnownError, match="job_ended"):
+                self.repository.pause(self.job)
+            return
+        if self.status is JobStatus.QUEUED:
+            self.status = JobStatus.PAUSED
+        elif self.status is not JobStatus.PAUSED:
+            self.pausing = True
+        assert self.repository.pause(self.job) is self.status
+
+    @rule()
+    def resume(self) -> None:
+        if self.status is JobStatus.PAUSED:
+            self.status = JobStatus.QUEUED
+        elif not self.pausing:
+            code = "job_ended" if self.status.terminal else "job_not_paused"
+            with pytest.raises(KnownError, match=code):
+                self.repository.resume(self.job)
+            return
+        self.pausing = False
+        assert self.repository.resume(self.job) is self.status
+
+    @rule(after_ms=st.sampled_from([-1, 30_000]))
+    def look_again(self, after_ms: int) -> None:
+        """What the reaper does with an open job; one that moved on meanwhile is not opened again."""
+        self.repository.look_again(self.job, after_ms)
+
+    @rule()
+    def begin_delete(self) -> None:
+        allowed = self.status.terminal and not self.republishing
+        assert self.repository.begin_delete(self.job) == allowed
+        self.deleting = self.deleting or allowed
+
+    @precondition(lambda self: self.deleting or not self.status.terminal or self.republishing)
+    @rule()
+    def delete(self) -> None:
+        """After it, the machine lives on with a new job."""
+        allowed = self.status.terminal and not self.republishing
+        assert self.repository.delete(self.job) == allowed
+        if not allowed:
+            return
+        for ask in (self.repository.get, self.repository.pause, self.repository.resume, self.repository.cancel):
+            with pytest.raises(JobNotFound):
+                ask(self.job)
+        assert self.job not in self.repository.ended_for(-1000)
+        assert self.job not in _all_ids(self.repository, "local", None)
+        self.__init__()  # type: ignore[misc]
 
     @precondition(lambda self: self.fences)
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
         fence = data.draw(st.sampled_from(self.fences))
         action = data.draw(st.sampled_from(["heartbeat", "event", "run", "succeed", "fail", "release"]))
+        counts = data.draw(st.booleans())
         allowed = self._may(fence) and not (self.republishing and action in ("succeed", "fail"))
         try:
             if action == "heartbeat":
@@ -158,7 +225,7 @@ class Life(RuleBasedStateMachine):
             elif action == "run":
                 self.repository.mark_running(self.job, fence)
             elif action == "release":
-                self.repository.release(self.job, fence, attempt_counts=True)
+                self.repository.release(self.job, fence, attempt_counts=counts)
             else:
                 self.repository.finish(
                     self.job, fence, JobStatus.SUCCEEDED if action == "succeed" else JobStatus.FAILED, {"by": fence}
@@ -170,14 +237,18 @@ class Life(RuleBasedStateMachine):
         if self.republishing:
             if action == "release":
                 self.alive = False
+                self.republish_attempts -= not counts
             return
         if action == "run" and self.status is JobStatus.VALIDATING:
             self.status = JobStatus.RUNNING
         elif action in ("succeed", "fail", "release"):
             canceled = self.status is JobStatus.CANCELING
-            wanted = {"succeed": JobStatus.SUCCEEDED, "fail": JobStatus.FAILED, "release": JobStatus.QUEUED}[action]
+            released = JobStatus.PAUSED if self.pausing else JobStatus.QUEUED
+            wanted = {"succeed": JobStatus.SUCCEEDED, "fail": JobStatus.FAILED, "release": released}[action]
             self.status = JobStatus.CANCELED if canceled else wanted
-            self.alive = False
+            self.alive = self.pausing = False
+            if action == "release" and not counts and not canceled:
+                self.attempts -= 1
 
     @invariant()
     def the_record_is_the_model(self) -> None:
@@ -187,6 +258,21 @@ class Life(RuleBasedStateMachine):
         assert listed == [self.status]
         assert job.attempts == self.attempts
         assert (job.republish is not None) == self.republishing
+        assert job.pausing == self.pausing
+        owner_is_to_stop = self.pausing or self.status is JobStatus.CANCELING
+        assert self.repository.stop_requested(self.job) == owner_is_to_stop
+        known = self.repository._redis.hgetall(f"known:job:{self.job}")
+        running = self.held and not self.republishing
+        assert ("claimed_at" in known) == running  # what is charged for
+        assert job.spent_ms >= self.spent_ms
+        assert job.spent_ms == self.spent_ms or not running or self.attempts > 1
+        self.spent_ms = job.spent_ms
+        is_open = self.repository._redis.zscore("known:jobs:open", self.job) is not None
+        assert is_open == (self.republishing or not (self.status.terminal or self.status is JobStatus.PAUSED))
+        assert (self.job in self.repository.ended_for(-1000)) == self.status.terminal
+        assert (self.job in self.repository.ended_for(inf)) == self.deleting
+        if not (self.held or self.republishing):
+            assert not {"owner", "lease_until", "phase"} & known.keys()
         if self.status.terminal and not self.republishing:
             assert self.repository.secret(self.job) is None
         assert (job.finished_at is not None) == self.status.terminal
@@ -233,6 +319,51 @@ def test_pages_hold_every_job_once_by_tenant_and_state(repository: JobRepository
     repository.delete(canceled[0])
     assert canceled[0] not in _all_ids(repository, "many", None)
     assert canceled[0] not in _all_ids(repository, "many", JobStatus.CANCELED)
+
+
+def test_turns_are_fair_between_tenants() -> None:
+    """One tenant has many jobs waiting: another's first job is next, then they take turns; a limit holds one back."""
+    with own_server() as repository:
+
+        def several(tenant: str, count: int) -> list[str]:
+            made = []
+            for _ in range(count):
+                made.append(_create(repository, tenant))
+                time.sleep(0.002)  # created in another millisecond
+            return made
+
+        flood = several("flood", 4)
+        assert repository.next_for(flood[3], 0) == flood[0]
+        assert repository.claim(flood[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
+        drop = several("drop", 2)
+        assert repository.next(0) == drop[0]
+        assert repository.claim(drop[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
+        assert repository.next(0) == flood[1]
+        assert repository.next(1) is None
+        fence = repository.claim(flood[1], "owner", LEASE_S, MAX_ATTEMPTS)
+        assert fence is not None
+        repository.mark_running(flood[1], fence)
+        assert repository.next(0) == drop[1]
+        assert repository.next(2) == drop[1]
+        repository.cancel(drop[1])
+        assert repository.next(2) is None
+        repository.finish(flood[1], fence, JobStatus.SUCCEEDED, {})
+        assert repository.next(2) == flood[2]
+        assert repository.next_for(flood[1], 1) == flood[1]  # it does not wait: a wake-up for it is for it
+
+
+def test_no_more_jobs_wait_than_a_tenant_may_have(repository: JobRepository) -> None:
+    fields: dict[str, Any] = {"request": {}, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}}
+    with ThreadPoolExecutor(20) as pool:
+        made = list(pool.map(lambda _: repository.create(new_job_id(), "full", fields, max_queued=7), range(40)))
+    assert sum(made) == 7
+    waiting = _all_ids(repository, "full", None)
+    assert len(waiting) == 7
+    repository.pause(waiting[0])  # it waits still
+    assert not repository.create(new_job_id(), "full", fields, max_queued=7)
+    repository.cancel(waiting[0])
+    assert repository.create(new_job_id(), "full", fields, max_queued=7)
+    assert repository.create(new_job_id(), "roomy", fields, max_queued=7)
 
 
 def test_a_job_is_overdue_until_claimed_and_after_its_lease(repository: JobRepository) -> None:
@@ -284,3 +415,195 @@ def test_unknown_jobs_and_repeated_ids(repository: JobRepository) -> None:
     with pytest.raises(ValueError, match=job_id):
         repository.create(job_id, "local", {"request": {}})
     assert json.dumps(repository.get(job_id).request) == "{}"
+
+
+def test_time_is_charged_for_until_an_attempt_ends_or_its_lease_did(repository: JobRepository) -> None:
+    job_id = _create(repository)
+    fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS)
+    assert fence is not None
+    time.sleep(0.05)
+    assert repository.get(job_id).spent_ms == 0
+    repository.release(job_id, fence, attempt_counts=True)
+    released = repository.get(job_id).spent_ms
+    assert released >= 50
+    time.sleep(0.05)  # in the queue: free
+    fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS)
+    assert fence is not None
+    assert repository.get(job_id).spent_ms == released
+    repository.heartbeat(job_id, fence, 0.001)
+    time.sleep(0.3)  # dead: free
+    assert repository.claim(job_id, "other", LEASE_S, MAX_ATTEMPTS) is not None
+    assert released <= repository.get(job_id).spent_ms < released + 300
+    repository.cancel(job_id)
+
+
+def test_jobs_are_found_by_the_time_they_ended(repository: JobRepository) -> None:
+    job_id, other = _create(repository), _create(repository)
+    repository.cancel(job_id)
+    assert repository.ended_at([job_id, other, "job_nowhere"]) == [repository.get(job_id).finished_at, None, 0]
+    time.sleep(0.02)
+    assert job_id in repository.ended_for(10)
+    assert not {job_id, other} & set(repository.ended_for(60_000))
+    assert repository.begin_delete(job_id)
+    assert job_id in repository.ended_for(inf), "a deletion that was cut short is found whatever the retention"
+    assert repository.delete(job_id)
+    assert job_id not in repository.ended_for(-1000)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_at_once_leave_one_life(repository: JobRepository, seed: int) -> None:
+    """Real connections call everything at once; each job's record and events tell one legal story afterwards."""
+    jobs = [_create(repository, "race") for _ in range(4)]
+    url = f"redis://127.0.0.1:{repository._redis.connection_pool.connection_kwargs['port']}/0"
+    fences: dict[str, list[int]] = {job_id: [] for job_id in jobs}
+    finished: dict[str, list[int]] = {job_id: [] for job_id in jobs}  # by which fences, as the callers were told
+    failures: list[BaseException] = []
+    barrier = Barrier(8)
+
+    def act(number: int) -> None:
+        own, chance = JobRepository(connect(url)), random.Random(1000 * seed + number)
+        barrier.wait()
+        for turn in range(150):
+            job_id = chance.choice(jobs)
+            often = ["claim"] * 6 + ["release"] * 4 + ["pause", "resume", "resume", "lapse"]
+            action = chance.choice(["finish", "cancel"] if turn > 100 and chance.random() < 0.1 else often)
+            with suppress(LeaseLost, KnownError):
+                if action == "claim":
+                    fence = own.claim(job_id, f"owner {number}", LEASE_S, 10**6)
+                    if fence is not None:
+                        fences[job_id].append(fence)
+                        own.mark_running(job_id, fence)
+                elif action in ("pause", "resume", "cancel"):
+                    getattr(own, action)(job_id)
+                elif fences[job_id]:
+                    fence = chance.choice(fences[job_id][-2:])
+                    if action == "finish":
+                        if own.finish(job_id, fence, JobStatus.SUCCEEDED, {"by": fence}) is JobStatus.SUCCEEDED:
+                            finished[job_id].append(fence)
+                    elif action == "release":
+                        own.release(job_id, fence, attempt_counts=chance.random() < 0.5)
+                    else:
+                        own.heartbeat(job_id, fence, 0.001)
+
+    def guarded(number: int) -> None:
+        try:
+            act(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [Thread(target=guarded, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sum(map(len, fences.values())) > 40, "the threads hardly met"
+    for job_id in jobs:
+        _one_story(repository, job_id, fences[job_id], finished[job_id])
+
+
+_LEGAL = {
+    None: {"queued"},
+    "queued": {"validating", "paused", "canceled"},
+    "validating": {"validating", "running", "queued", "paused", "canceling", "succeeded"},
+    "running": {"validating", "queued", "paused", "canceling", "succeeded"},
+    "paused": {"queued", "canceled"},
+    "canceling": {"canceled"},
+}
+
+
+def _one_story(repository: JobRepository, job_id: str, fences: list[int], finished: list[int]) -> None:
+    assert max(Counter(fences).values(), default=1) == 1, "two owners got one fence"
+    job, last = repository.get(job_id), None
+    statuses = [e.data["status"] for e in repository.events(job_id, "0", 10_000) if e.data["type"] == "status"]
+    for status in statuses:
+        assert status in _LEGAL.get(last, set()), f"{last} -> {status}"
+        last = status
+    assert last == job.status
+    assert statuses.count("validating") == len(fences)
+    assert len(finished) == (job.status is JobStatus.SUCCEEDED) == (job.result is not None)
+    if finished:
+        assert job.result == {"by": finished[0]}
+    assert [s for s in JobStatus if job_id in _all_ids(repository, "race", s)] == [job.status]
+    assert (job_id in repository.ended_for(-1000)) == job.status.terminal
+    assert job.attempts <= len(fences)
+
+
+def _claimed(repository: JobRepository) -> tuple[str, int]:
+    job_id = _create(repository)
+    fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS)
+    assert fence is not None
+    return job_id, fence
+
+
+def _die(repository: JobRepository, job_id: str, fence: int) -> None:
+    repository.heartbeat(job_id, fence, 0.001)
+    time.sleep(0.005)
+
+
+@pytest.mark.parametrize("end", ["released", "died"])
+def test_a_running_job_is_paused_once_it_is_let_go(repository: JobRepository, end: str) -> None:
+    job_id, fence = _claimed(repository)
+    assert repository.pause(job_id) is repository.pause(job_id) is JobStatus.VALIDATING
+    assert repository.get(job_id).pausing
+    if end == "released":
+        assert repository.release(job_id, fence, attempt_counts=False) is JobStatus.PAUSED
+    else:
+        _die(repository, job_id, fence)
+        assert job_id in repository.overdue()  # the reaper wakes it, and who claims it finds the wish
+        assert repository.claim(job_id, "other", LEASE_S, MAX_ATTEMPTS) is None
+    job = repository.get(job_id)
+    assert (job.status, job.pausing, job.attempts) == (JobStatus.PAUSED, False, 0 if end == "released" else 1)
+    assert repository.secret(job_id) == "sealed"
+    repository.look_again(job_id, -1)
+    assert job_id not in repository.overdue()
+    with pytest.raises(LeaseLost):
+        repository.heartbeat(job_id, fence, LEASE_S)
+    assert repository.pause(job_id) is JobStatus.PAUSED
+    assert repository.resume(job_id) is JobStatus.QUEUED
+    with pytest.raises(KnownError, match="job_not_paused"):
+        repository.resume(job_id)
+    assert (repository.claim(job_id, "other", LEASE_S, MAX_ATTEMPTS) or 0) > fence
+    repository.cancel(job_id)
+
+
+def test_a_pause_is_withdrawn_by_resuming_and_overruled_by_cancel_and_by_the_end(repository: JobRepository) -> None:
+    job_id, fence = _claimed(repository)
+    repository.pause(job_id)
+    assert repository.resume(job_id) is JobStatus.VALIDATING
+    assert not repository.stop_requested(job_id)
+    assert repository.release(job_id, fence, attempt_counts=False) is JobStatus.QUEUED
+    types = [event.data["type"] for event in repository.events(job_id, "0", 100)]
+    assert types == ["status", "status", "pause", "pause", "status"]
+    repository.cancel(job_id)
+
+    job_id, fence = _claimed(repository)
+    repository.pause(job_id)
+    assert repository.cancel(job_id) is JobStatus.CANCELING
+    assert not repository.get(job_id).pausing
+    with pytest.raises(KnownError, match=r"it is canceling \(job_ended\)"):
+        repository.pause(job_id)
+    assert repository.release(job_id, fence, attempt_counts=False) is JobStatus.CANCELED
+
+    job_id, fence = _claimed(repository)
+    repository.pause(job_id)
+    assert repository.finish(job_id, fence, JobStatus.SUCCEEDED, {}) is JobStatus.SUCCEEDED
+    assert not repository.get(job_id).pausing
+    with pytest.raises(KnownError, match="job_ended"):
+        repository.resume(job_id)
+
+
+def test_a_job_being_deleted_is_not_published_again_and_one_being_published_is_not_deleted(
+    repository: JobRepository,
+) -> None:
+    job_id, fence = _claimed(repository)
+    assert not repository.begin_delete(job_id)
+    repository.finish(job_id, fence, JobStatus.SUCCEEDED, {})
+    assert repository.republish(job_id, {}, None)
+    assert not repository.begin_delete(job_id)
+    fence = repository.claim(job_id, "owner", LEASE_S, MAX_ATTEMPTS) or 0
+    repository.republished(job_id, fence, {})
+    assert repository.begin_delete(job_id)
+    with pytest.raises(JobNotFound):
+        repository.republish(job_id, {}, None)
+    assert repository.delete(job_id)

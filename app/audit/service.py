@@ -1,0 +1,38 @@
+"""Writes down who changed what, and who was refused."""
+
+import json
+import logging
+from typing import Any
+
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
+
+from app.audit.repository import _KEPT, NOBODY, entry_fields, stream_of
+from app.audit.schemas import AuditEntry, AuditPage
+from app.keys.caller import Caller
+
+_log = logging.getLogger("known.audit")
+
+
+class AuditService:
+    def __init__(self, redis: AsyncRedis) -> None:
+        self._redis = redis
+
+    async def add(self, caller: Caller | None, entry: dict[str, Any]) -> None:
+        """Into the tenant's stream and the process's log; while the store is away, into the log alone."""
+        tenant = caller.tenant if caller else NOBODY
+        entry = {**entry, "key": caller.key_id if caller else None}
+        _log.info("%s", json.dumps({"tenant": tenant or None, **entry}))
+        fields: Any = entry_fields(entry)
+        try:
+            await self._redis.xadd(stream_of(tenant), fields, maxlen=_KEPT, approximate=True)
+        except RedisError as error:
+            _log.error("this entry is in no stream: %s", error)
+
+    async def page(self, caller: Caller, before: str | None, limit: int) -> AuditPage:
+        """The tenant's own, newest first."""
+        latest: Any = await self._redis.xrevrange(
+            stream_of(caller.tenant), max=f"({before}" if before else "+", count=limit
+        )
+        data = [AuditEntry(id=entry_id, **json.loads(fields["data"])) for entry_id, fields in latest]
+        return AuditPage(data=data, last_id=data[-1].id if data else None)

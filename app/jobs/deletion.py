@@ -1,0 +1,37 @@
+"""Deleting a job: first nothing else may happen to it, then its files go, then its record."""
+
+import shutil
+from pathlib import Path
+
+from app.jobs.repository import JobNotFound, JobRepository
+
+
+def delete_job(repository: JobRepository, folder: Path, job_id: str) -> bool:
+    """Delete a job that has ended. One that is cut short can be done again, also by several at once.
+
+    Args:
+        folder: the job's own.
+
+    Returns:
+        False while it runs, or is being published.
+
+    Raises:
+        JobNotFound
+    """
+    if not repository.begin_delete(job_id):
+        return False
+    remove_folder(folder)
+    try:
+        return repository.delete(job_id)
+    except JobNotFound:  # somebody did the same at the same time
+        return True
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all below it, if it is there; what another process removes meanwhile is no error."""
+
+    def forgive(_function: object, _path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(failure[1], FileNotFoundError):
+            raise failure[1]
+
+    shutil.rmtree(folder, onerror=forgive)

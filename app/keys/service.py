@@ -1,0 +1,131 @@
+"""Who may: every request is some tenant's, by its key, or by coming from this machine where no keys are asked for."""
+
+import hashlib
+import ipaddress
+import logging
+import time
+from typing import Any
+
+from fastapi import Request
+from redis.asyncio import Redis as AsyncRedis
+
+from app.keys.caller import LOCAL, Caller, Scope
+from app.keys.record import Key, parse_token
+from app.keys.repository import key_name, parse_key
+from app.settings import AppSettings
+from known_core.errors import KnownError
+
+_log = logging.getLogger(__name__)
+_TRUSTED_S = 5.0  # a key that was good stays so for this long without asking the store: what a revocation may take
+_REMEMBERED = 10_000  # keys
+_PROXIED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_CREATE = "Ask the operator for one: known keys create. Send it as Authorization: Bearer known_..."
+
+
+class KeyService:
+    """Says who a request comes from.
+
+    Args:
+        settings: ``access``: ``open`` asks for no key, and answers only this machine; ``keys`` asks every request.
+    """
+
+    def __init__(self, redis: AsyncRedis, settings: AppSettings) -> None:
+        self._redis = redis
+        self._open = settings.access == "open"
+        self._trusted: dict[str, tuple[Caller, float]] = {}  # by the token's sha256: the caller, and until when
+
+    def warn_when_open(self) -> None:
+        """Say loudly that nobody is asked for a key."""
+        if self._open:
+            _log.warning(
+                "OPEN: no API key is asked for. Only this machine is answered. KNOWN_ACCESS=keys changes that."
+            )
+
+    async def caller(self, request: Request, token: str | None) -> Caller:
+        """Whose request it is.
+
+        Args:
+            token: of the Authorization header. One that is sent is checked, also in open mode.
+
+        Raises:
+            KnownError: ``key_missing``, ``key_invalid``, ``key_expired``, ``key_revoked``, ``scope_missing``,
+                ``open_mode_is_local``.
+        """
+        if token is not None:
+            caller = await self._by_key(token)
+        elif self._open:
+            _check_local(request)
+            caller = LOCAL
+        else:
+            raise KnownError("key_missing", "the request has no API key", _CREATE)
+        request.state.caller = caller
+        return caller
+
+    async def _by_key(self, token: str) -> Caller:
+        digest, now = hashlib.sha256(token.encode()).hexdigest(), time.monotonic()
+        caller, until = self._trusted.get(digest, (LOCAL, 0.0))
+        if now < until:
+            return caller
+        self._trusted.pop(digest, None)
+        key = await self._checked(token)
+        if len(self._trusted) >= _REMEMBERED:
+            self._trusted.clear()
+        self._trusted[digest] = key.caller, now + _TRUSTED_S
+        return key.caller
+
+    async def _checked(self, token: str) -> Key:
+        parts = parse_token(token)
+        key_id, secret = parts or ("", "")
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(key_name(key_id))
+            pipe.time()
+            answer: list[Any] = await pipe.execute()
+        fields, (seconds, micros) = answer
+        if not parts or not fields or not parse_key(fields).opened_by(secret):
+            raise KnownError("key_invalid", "the API key is not one of this service", _CREATE)
+        key, now_ms = parse_key(fields), seconds * 1000 + micros // 1000
+        if key.revoked_at is not None:
+            raise KnownError("key_revoked", f"the API key {key.id} ({key.name}) was revoked", _CREATE)
+        if key.expires_at is not None and key.expires_at <= now_ms:
+            raise KnownError("key_expired", f"the API key {key.id} ({key.name}) has expired", _CREATE)
+        await self._redis.hset(key_name(key.id), "last_used_at", now_ms)
+        return key
+
+
+def require(caller: Caller, scope: Scope) -> None:
+    """Raises: KnownError ``scope_missing``."""
+    if scope not in caller.scopes:
+        raise KnownError(
+            "scope_missing",
+            f"the API key {caller.key_id} has the scopes {sorted(caller.scopes)}; this needs {scope.value!r}",
+            f"Use a key made with --scope {scope.value}.",
+        )
+
+
+def _check_local(request: Request) -> None:
+    """Open mode answers this machine alone: no other, no proxy's client, no page that rebinds its name to loopback."""
+    client = request.client.host if request.client else "127.0.0.1"  # none: a Unix socket
+    proxied = next((name for name in _PROXIED if name in request.headers), None)
+    host = request.url.hostname or ""
+    if proxied:
+        what = f"the request came through a proxy ({proxied})"
+    elif not _is_loopback(client):
+        what = f"the request came from {client}"
+    elif not (host == "localhost" or host.endswith(".localhost") or _is_loopback(host)):
+        what = f"the request is for the host {host[:80]!r}"
+    else:
+        return
+    raise KnownError(
+        "open_mode_is_local",
+        f"no API keys are asked for, so only this machine is answered, and {what}",
+        "Set KNOWN_ACCESS=keys, and make a key: known keys create.",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

@@ -1,0 +1,36 @@
+"""Memory that runs out: told from other errors, given back, and asked for in smaller pieces."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+Result = TypeVar("Result")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory, or the allocator's of a CPU, ran out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+    )
+
+
+def free_memory() -> None:
+    """Give back what nobody refers to. Call it outside the ``except`` block: a traceback refers to every local."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def halving(size: int, work: Callable[[int], Result]) -> Result:
+    """``work(size)``; where memory runs out, from the beginning with half the size, down to 1."""
+    while True:
+        try:
+            return work(size)
+        except Exception as error:
+            if size == 1 or not ran_out_of_memory(error):
+                raise
+        size //= 2
+        free_memory()

@@ -1,0 +1,1 @@
+"""What a process asks of Linux, by system call: a file system, a network and rights of its own."""
