@@ -17,6 +17,7 @@ from app.artifacts.service import ArtifactService
 from app.audit import endpoints as audit
 from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
+from app.body_limit import BodyLimit
 from app.capabilities import endpoints as capabilities
 from app.dependencies import caller_of
 from app.events import endpoints as events
@@ -94,6 +95,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.jobs = JobService(
         repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
     )
+    api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
     api.add_middleware(RequestLog, audit=audit_service)
     for router in (

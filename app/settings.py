@@ -18,6 +18,7 @@ class AppSettings(StoreSettings):
     key_failure_limit: str = Field("30/minute", description="requests with a wrong key from one address")
     max_queued_jobs: int = Field(0, ge=0, description="of a tenant; 0: any number")
     max_upload_bytes: int = Field(20 << 30, ge=1, description="a larger upload is refused")
+    max_request_bytes: int = Field(8 << 20, ge=1, description="of the body of any request but uploads")
     inspection_timeout_seconds: float = Field(120, gt=0, description="time a request's inputs may take to check")
     max_wait_seconds: int = Field(60, ge=0, description="longest ?wait= that is honoured")
 

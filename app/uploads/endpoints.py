@@ -37,7 +37,7 @@ async def create_upload(
     filename: Annotated[str, Query(max_length=255, description="your name for it", examples=["model.zip"])] = "upload",
     sha256: Annotated[str | None, Query(pattern=r"^[0-9a-f]{64}$", description="checked against the bytes")] = None,
     content_type: Annotated[str, Header()] = "application/octet-stream",
-    content_length: Annotated[int | None, Header(ge=0)] = None,
+    content_length: Annotated[int | None, Header(ge=0, include_in_schema=False)] = None,
 ) -> UploadView:
     """The body is the file: ``curl -H 'Content-Type: application/octet-stream' --data-binary @model.zip URL``."""
     if content_type.startswith(("multipart/", "application/x-www-form-urlencoded")):
