@@ -7,8 +7,11 @@ INSTALLED := $(VENV)/.installed
 REAL := $(VENV)/.real
 LOAD := $(VENV)/.load
 LOAD_SECONDS ?= 600
+FUZZ := $(VENV)/.fuzz
+FUZZ_SECONDS ?= 60
+FUZZ_EXAMPLES ?= 100
 
-.PHONY: help install demo serve check format test test-slow chaos load constraints clean
+.PHONY: help install demo serve check format test test-slow chaos load fuzz constraints clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,7 +49,11 @@ load: $(LOAD)  ## 500 clients on one API process, 10,000 jobs in the store (LOAD
 chaos: install  ## every fault in every phase, for real, and the table of what came of them (half an hour; root for some)
 	$(BIN)/pytest -m 'chaos or not chaos' tests/chaos
 
-constraints: $(REAL) $(LOAD)  ## pin what is installed
+fuzz: $(FUZZ)  ## strangers' files and the whole API, at random (FUZZ_SECONDS=60 a target, FUZZ_EXAMPLES=100)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest -q --timeout 3600 tests/app/test_schema.py tests/untrusted/test_fuzzing.py
+
+constraints: $(REAL) $(LOAD) $(FUZZ)  ## pin what is installed
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.txt
 	@$(BIN)/pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton=)' >> $(VENV)/constraints.txt
 	@cp $(VENV)/constraints.txt constraints.txt
@@ -67,4 +74,8 @@ $(REAL): $(INSTALLED)
 
 $(LOAD): $(INSTALLED)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[load]'
+	@touch $@
+
+$(FUZZ): $(INSTALLED)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	@touch $@

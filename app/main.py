@@ -7,6 +7,8 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
 
 import known_core
 from app import problems
@@ -16,6 +18,7 @@ from app.artifacts.signing import UrlSigner
 from app.audit import endpoints as audit
 from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
+from app.body_limit import BodyLimit
 from app.capabilities import endpoints as capabilities
 from app.dependencies import caller_of
 from app.events import endpoints as events
@@ -50,7 +53,12 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     store = connect(settings.redis_url)
     repository, deliveries = JobRepository(store), WebhookRepository(store)
     async_redis: AsyncRedis = AsyncRedis.from_url(
-        settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
+        settings.redis_url,
+        decode_responses=True,
+        socket_timeout=30,
+        socket_connect_timeout=5,
+        health_check_interval=25,
+        retry=AsyncRetry(ExponentialBackoff(cap=2, base=0.05), retries=10),  # from_url's own is none
     )
     event_service, audit_service = EventService(async_redis), AuditService(async_redis, settings.audit_entries)
     keys = KeyService(async_redis, settings)
@@ -97,6 +105,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.jobs = JobService(
         repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
     )
+    api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
     api.add_middleware(TusHeaders)
     api.add_middleware(RequestLog, audit=audit_service)

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from known_core.errors import KnownError
 
@@ -72,6 +73,14 @@ _TITLES = {
     415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable content", 423: "Locked",
     429: "Too many requests", 460: "Checksum mismatch", 500: "Internal error", 503: "Unavailable",
 }  # fmt: skip
+_HTTP_CODES = {400: "json_invalid", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_HTTP_HINTS = {
+    "json_invalid": "Check its nesting and its numbers.",
+    "not_found": "GET /docs lists the routes.",
+    "method_not_allowed": "GET /docs lists the routes.",
+    "request_too_large": "The operator sets the limit with KNOWN_MAX_REQUEST_BYTES. Files go to POST /v1/uploads.",
+}
+_MAX_ERRORS = 100  # fields at fault that an answer lists
 
 
 class FieldError(BaseModel):
@@ -160,7 +169,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         return _problem(request, 400, "json_invalid", "the body is not JSON", "Check quotes, commas and braces.")
     errors = [
         FieldError(pointer=_pointer(detail["loc"]), message=f"{detail['msg']}; got {_shown(detail.get('input'))}")
-        for detail in details
+        for detail in details[:_MAX_ERRORS]
     ]
     text = "; ".join(f"{item.pointer}: {item.message}" for item in errors)
     hint = "GET /openapi.json has every field with its range."
@@ -175,17 +184,26 @@ def _pointer(location: tuple[str | int, ...]) -> str:
 def _shown(value: Any) -> str:
     try:
         text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = _TITLES.get(error.status_code, "error").lower().replace(" ", "_")
-    response = _problem(request, error.status_code, code, str(error.detail), "GET /docs lists the routes.")
+    code = _HTTP_CODES.get(error.status_code, "error")
+    response = _problem(request, error.status_code, code, str(error.detail), _HTTP_HINTS.get(code, ""))
     response.headers.update(error.headers or {})
+    if error.status_code == 405 and (methods := _methods(request)):
+        response.headers["Allow"] = methods
     return response
+
+
+def _methods(request: Request) -> str:
+    """What a path allows: Starlette names the methods of the first route that has it alone."""
+    described: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    found = [methods for path, methods in described.items() if compile_path(path)[0].match(request.url.path)]
+    return ", ".join(sorted({method.upper() for methods in found for method in methods}))
 
 
 async def _store_error(request: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ class AppSettings(StoreSettings):
     min_free_bytes: int = Field(1 << 30, ge=0, description="uploads leave so much of the disk free")
     upload_idle_seconds: float = Field(30, gt=0, description="an upload's request without a byte for so long is closed")
     download_url_seconds: int = Field(3600, ge=1, description="how long a signed address of a file is good")
+    max_request_bytes: int = Field(8 << 20, ge=1, description="of the body of any request but uploads")
     inspection_timeout_seconds: float = Field(120, gt=0, description="time a request's inputs may take to check")
     max_wait_seconds: int = Field(60, ge=0, description="longest ?wait= that is honoured")
 

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from transformers.models.auto import modeling_auto
 
-from known_core.checkpoint.reader import WEIGHTS, stored_shapes
+from known_core.checkpoint.reader import WEIGHTS, check_stored_finite, stored_shapes
 from known_core.checkpoint.source import FolderSource, Layered, Source, open_source, unpack
 from known_core.data import DataFiles, inspect_data
+from known_core.data.images import check_image_headers
 from known_core.data.readers import FORMATS
 from known_core.errors import KnownError
 from known_core.files import write_json
 from known_core.forgetting import nested_subsets
 from known_core.models.config import ADAPTER_CONFIG, read_config, read_fields
 from known_core.models.opening import open_network
+from known_core.models.templates import check_templates
 from known_core.spec import JobSpec, paths_of
 from known_core.tasks import TASKS
 from known_core.tasks.base import Task, match_labels
@@ -137,10 +139,13 @@ def inspect_inputs(spec: JobSpec, sources: Sources) -> dict[str, Any]:
     task = resolve_task(spec, sources)
     with pointing_at("/model"):
         model, base = sources["model"], sources.get("base")
+        for source in filter(None, (model, base)):
+            check_templates(source)
         network = open_network(task.network, model, spec.config, base, None)
         stored = stored_shapes(model)
         network.check(stored)
         task.processor(network, Layered(model, base), spec.forgetting.max_length)
+        check_stored_finite(model)
     roles = task.roles(network)
     summary: dict[str, Any] = {
         "task": task.name,
@@ -153,6 +158,7 @@ def inspect_inputs(spec: JobSpec, sources: Sources) -> dict[str, Any]:
         if "dataset" not in sources:
             raise KnownError("dataset_missing", "the job has no data set", "Give dataset, or a trajectory instead.")
         files = inspect_data(sources["dataset"], roles, spec.data)
+        check_image_headers(sources["dataset"], files)
         to_model = match_labels(files, network, spec.data.labels)
         if len(files.train_split.labels):
             _check_sizes(files, spec)
@@ -163,6 +169,7 @@ def inspect_inputs(spec: JobSpec, sources: Sources) -> dict[str, Any]:
     if "downstream" in sources:
         with pointing_at("/evaluation/downstream"):
             downstream = inspect_data(sources["downstream"], roles, spec.downstream_data)
+            check_image_headers(sources["downstream"], downstream)
             if not task.new_head:
                 match_labels(downstream, network, spec.downstream_data.labels)
             _check_lone(downstream)

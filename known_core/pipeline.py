@@ -450,6 +450,7 @@ class _Run:
                     _write_with_statistics(checkpoint, model.cpu(), task, out / name)
                 else:
                     _link_tree(checkpoint.path, out / name)
+                Checkpoint(out / name).check_finite()
                 self._reporter.step(index + 1, len(self._names))
 
         folder = self._stages.run("calibration", {"predicted": predicted.name}, work)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 Rate = Annotated[float, Field(ge=0.1, le=0.95, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -32,7 +32,7 @@ class ForgettingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the arithmetic; auto: bfloat16 on a GPU that has it, else float32"
     )
-    gradient_checkpointing: bool | None = Field(
+    gradient_checkpointing: StrictBool | None = Field(
         None, description="less memory for a third more time; null: where the batch does not fit otherwise"
     )
     max_length: int | None = Field(None, ge=8, le=1 << 20, description="tokens of an example; null: at most 512")
@@ -100,8 +100,8 @@ class HubTarget(Settings):
     """A repository on the Hugging Face Hub that a result goes to."""
 
     repo_id: str = Field(min_length=3, max_length=200, description="owner/name; made if it is not there")
-    private: bool = Field(True, description="of a new repository; one that is there has to be private too")
-    create_pr: bool = Field(False, description="open a pull request instead of committing")
+    private: StrictBool = Field(True, description="of a new repository; one that is there has to be private too")
+    create_pr: StrictBool = Field(False, description="open a pull request instead of committing")
     revision: str | None = Field(
         None,
         min_length=1,

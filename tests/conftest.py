@@ -28,6 +28,7 @@ SETTINGS = {  # short leases, so that a death is noticed within seconds
     "KNOWN_KILL_GRACE_SECONDS": "1",
     "KNOWN_MAX_ATTEMPTS": "30",
     "KNOWN_MAX_UPLOAD_BYTES": str(20 << 20),
+    "KNOWN_MIN_FREE_BYTES": "0",
 }
 CONFIG = {"architecture": "small-cnn", "num_classes": 5, "in_chans": 1, "img_size": 8, "width": 4,
           "label_names": ["0", "1", "2", "3", "4"]}  # fmt: skip

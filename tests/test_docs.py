@@ -97,7 +97,14 @@ def test_every_error_code_is_described() -> None:
     described = re.findall(r"^\| `([a-z_]+)` \|", page("errors.md"), flags=re.MULTILINE)
     assert len(described) == len(set(described))
     worker_s = {"worker_died"}  # written into the record by the claim
-    http_s = {"request_invalid", "json_invalid", "store_unavailable"}  # made by app.problems
+    http_s = {
+        "request_invalid",
+        "request_too_large",
+        "json_invalid",
+        "not_found",
+        "method_not_allowed",
+        "store_unavailable",
+    }  # made by app.problems
     assert set(described) == error_codes() | worker_s | http_s
 
 

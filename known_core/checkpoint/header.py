@@ -80,6 +80,8 @@ def read_header(stream: BinaryIO, size: int, label: str) -> Header:
     body = stream.read(length)
     if len(body) < length or size < 8 + length:
         raise _bad("header_truncated", f"{label} claims a header of {length} bytes but has {size - 8} after the length")
+    if body.count(b"{") > 2 * MAX_TENSORS:  # before a hundred megabytes of them become objects
+        raise _bad("too_many_tensors", f"{label} holds {body.count(b'{')} objects; the limit is {MAX_TENSORS} tensors")
     entries = _parse(body, label)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from known_core.checkpoint.dtypes import TORCH_DTYPES, all_finite
 from known_core.checkpoint.header import Header, TensorInfo, read_header
-from known_core.checkpoint.source import FileSource, FolderSource, RangeSource, RemoteSource, Source
+from known_core.checkpoint.source import FileSource, FolderSource, RangeSource, RemoteSource, Source, is_local
 from known_core.errors import KnownError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_PART = 1 << 24  # elements looked at together
+_MAX_INDEX_BYTES = 100 << 20
+_MAX_SCANNED_BYTES = 1 << 30  # of weights that are read while a job is asked for
+_PART = 1 << 24  # elements, or bytes of stored ones, looked at together
 
 
 def weight_files(source: Source) -> list[str]:
@@ -51,10 +53,15 @@ def _indexed_files(source: Source, names: list[str]) -> list[str]:
     hint = "Write the checkpoint again with save_pretrained."
     try:
         with source.open(INDEX) as stream:
-            index = json.loads(stream.read())
+            index = json.loads(stream.read(_MAX_INDEX_BYTES + 1))
         files = sorted(set(index["weight_map"].values()))
+        metadata = index.get("metadata")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise KnownError("index_invalid", f"{INDEX} has no readable weight_map", hint) from error
+    if not isinstance(metadata, dict):
+        raise KnownError("index_invalid", f"{INDEX} has no metadata, which from_pretrained reads", hint)
+    if not files:
+        raise KnownError("index_invalid", f"{INDEX} names no shard", hint)
     for file in files:
         if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
             raise KnownError("shard_path_invalid", f"{INDEX} names the shard {str(file)[:120]!r}", hint)
@@ -108,6 +115,35 @@ def stored_shapes(source: Source) -> dict[str, tuple[int, ...]]:
     stored = {name: info.shape for header in read_headers(source).values() for name, info in header.tensors.items()}
     prefix = wrapper_prefix(stored)
     return {name.removeprefix(prefix): shape for name, shape in stored.items()}
+
+
+def check_stored_finite(source: Source) -> None:
+    """Look for NaN and infinity while a job is asked for, where that takes seconds; the job looks at every model.
+
+    Raises:
+        KnownError: ``nonfinite_weights``, and what :func:`read_headers` raises.
+    """
+    headers = read_headers(source)
+    if not is_local(source) or sum(map(source.size, headers)) > _MAX_SCANNED_BYTES:
+        return
+    for file, header in headers.items():
+        with source.open(file) as stream:
+            stream.read(len(header.raw))
+            for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
+                for begin in range(info.begin, info.end, _PART):
+                    part = torch.frombuffer(
+                        bytearray(stream.read(min(_PART, info.end - begin))), dtype=TORCH_DTYPES[info.dtype]
+                    )
+                    if not all_finite(part):
+                        raise _not_finite(name, file)
+
+
+def _not_finite(name: str, where: str) -> KnownError:
+    return KnownError(
+        "nonfinite_weights",
+        f"{name!r} in {where} holds NaN or infinite values",
+        "Start from a checkpoint whose training did not diverge.",
+    )
 
 
 @dataclass
@@ -184,11 +220,7 @@ class Checkpoint:
         """
         part = self.read_part(name, begin, self.tensors[name].numel if end is None else end)
         if not all_finite(part):
-            raise KnownError(
-                "nonfinite_weights",
-                f"{name!r} in {self.name} holds NaN or infinite values",
-                "Start from a checkpoint whose training did not diverge.",
-            )
+            raise _not_finite(name, self.name)
         return part
 
     def sha256(self, file: str) -> str:

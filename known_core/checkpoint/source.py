@@ -3,6 +3,7 @@
 import io
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,12 +18,16 @@ import fsspec
 from known_core.errors import KnownError
 from known_core.files import link_or_copy
 
-MAX_FILES = 1_000_000
+MAX_FILES = 500_000  # folders of a zip counted
+MAX_DIRECTORY_BYTES = 64 << 20  # of a zip: zipfile reads all of it before it says how many entries there are
 MAX_UNPACKED_BYTES = 200 << 30
 MAX_RATIO = 200  # unpacked bytes per packed byte, checked above 100 MB
 MAX_NAME_BYTES = 1024
 MAX_PART_BYTES = 255  # what Linux file systems take
 MAX_DEPTH = 64
+_END = struct.Struct("<4s4H2LH")  # end of central directory (APPNOTE 4.3.16): entries at 4, bytes at 5
+_END_64 = struct.Struct("<4sQ2H2L4Q")  # its zip64 form (4.3.14): entries at 7, bytes at 8
+_LOCATOR_64_BYTES = 20
 _JUNK = frozenset({"__MACOSX", ".git", ".DS_Store"})
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
@@ -33,6 +38,11 @@ class Source(Protocol):
     def names(self) -> list[str]: ...
     def size(self, name: str) -> int: ...
     def open(self, name: str) -> BinaryIO: ...
+
+
+def is_local(source: Source) -> bool:
+    """Whether its bytes are on this machine, so that reading all of them is a matter of seconds."""
+    return isinstance(source, FolderSource | FileSource | ZipSource)
 
 
 class RangeSource(Source, Protocol):
@@ -202,19 +212,16 @@ class ZipSource:
     """A zip archive, its central directory checked; a single folder around everything is looked through."""
 
     def __init__(self, path: Path) -> None:
+        _check_directory(path)
         try:
             self._zip = zipfile.ZipFile(path)
         except (*_DAMAGE, OSError) as error:
             raise KnownError(
                 "archive_invalid", f"the archive cannot be read: {error}", "Make it again with `zip -r`."
             ) from error
+        if len(self._zip.infolist()) > MAX_FILES:
+            raise _too_many_files(len(self._zip.infolist()))
         entries = [entry for entry in self._zip.infolist() if not entry.filename.endswith("/")]
-        if len(entries) > MAX_FILES:
-            raise KnownError(
-                "archive_limit",
-                f"the archive holds {len(entries)} files; the limit is {MAX_FILES}",
-                "Give fewer files, or the data as parquet.",
-            )
         # the directory's own packed sizes can count the same bytes many times over
         unpacked, packed = sum(entry.file_size for entry in entries), path.stat().st_size
         if expands_too_far(packed, unpacked):
@@ -286,6 +293,44 @@ def _damage_named(name: str) -> Iterator[None]:
         ) from error
 
 
+def _check_directory(path: Path) -> None:
+    """Refuse an absurd central directory before :mod:`zipfile` makes an object of every entry.
+
+    What this misreads, zipfile refuses; a directory that lies about its entries is still bounded by its bytes.
+    """
+    with path.open("rb") as stream:
+        stream.seek(-min(path.stat().st_size, (1 << 16) + _END.size), io.SEEK_END)
+        tail = stream.read()
+        at = len(tail) - _END.size  # as zipfile looks for it: without a comment first
+        if tail[at : at + 4] != b"PK\5\6" or tail[-2:] != b"\0\0":
+            at = tail.rfind(b"PK\5\6")
+        if at < 0 or len(tail) - at < _END.size:
+            return
+        _, _, _, _, count, size, _, _ = _END.unpack_from(tail, at)
+        begin = path.stat().st_size - len(tail) + at - _LOCATOR_64_BYTES - _END_64.size  # zipfile looks there alone
+        if begin >= 0:
+            stream.seek(begin)
+            record = stream.read(_END_64.size)
+            if record[:4] == b"PK\6\6" and stream.read(4) == b"PK\6\7":
+                count, size = _END_64.unpack(record)[7:9]
+    if count > MAX_FILES:
+        raise _too_many_files(count)
+    if size > MAX_DIRECTORY_BYTES:
+        raise KnownError(
+            "archive_limit",
+            f"the archive's directory has {size} bytes; the limit is {MAX_DIRECTORY_BYTES}",
+            "Give fewer files, or the data as parquet.",
+        )
+
+
+def _too_many_files(count: int) -> KnownError:
+    return KnownError(
+        "archive_limit",
+        f"the archive holds {count} files; the limit is {MAX_FILES}",
+        "Give fewer files, or the data as parquet.",
+    )
+
+
 def expands_too_far(packed: int, unpacked: int) -> bool:
     """Whether ``packed`` bytes that become ``unpacked`` bytes are a bomb."""
     return unpacked > MAX_UNPACKED_BYTES or (unpacked > 100_000_000 and unpacked > MAX_RATIO * packed)
@@ -311,6 +356,8 @@ def _check_entry(entry: zipfile.ZipInfo, archive_bytes: int) -> None:
         raise KnownError(
             "not_regular_file", f"{name} in the archive is a link or a device", "Zip the files themselves."
         )
+    if entry.filename.lower().endswith(".zip"):
+        raise KnownError("archive_limit", f"{name} is an archive in the archive", "Unpack it, and zip its files.")
     if entry.flag_bits & 1:
         raise KnownError("archive_invalid", f"{name} is encrypted", "Zip without a password.")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

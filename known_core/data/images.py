@@ -3,8 +3,10 @@
 import io
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
 import numpy as np
@@ -14,13 +16,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from known_core.data.files import unusable
+from known_core.checkpoint.source import Source, is_local
+from known_core.data.files import DataFiles, unusable
 from known_core.data.folders import FORMATS
 from known_core.errors import KnownError
 
 Preprocess = Callable[[list[Image.Image]], Tensor]  # images to (N, C, H, W) float32
 _CACHE_BYTES = 1 << 30  # preprocessed images kept in memory up to this size
 _MAX_PIXELS = 100_000_000
+_HEADERS = 2_000  # images whose headers are read while a job is asked for
 # what Pillow itself takes for signs of a broken file, and what its decoders raise
 _BROKEN_IMAGE = (OSError, ValueError, EOFError, SyntaxError, IndexError, TypeError, struct.error)
 
@@ -82,6 +86,20 @@ class LabelledImages(CachedItems):
         self.labels = labels
 
 
+def check_image_headers(source: Source, files: DataFiles) -> None:
+    """Look at the sizes that images of a folder on this machine say they have; of each that is decoded, the job does.
+
+    Raises:
+        KnownError: ``image_limit``, ``dataset_unusable``.
+    """
+    names = [*files.train_split.files, *files.test_split.files]
+    if files.format != "imagefolder" or not is_local(source):
+        return
+    for name in names[:: -(-len(names) // _HEADERS) or 1]:
+        with source.open(name) as stream, _opened(stream, name):
+            pass
+
+
 def read_images(rows: datasets.Dataset, column: str, indices: NDArray[np.int64]) -> list[Image.Image]:
     """The images of some rows.
 
@@ -99,15 +117,24 @@ def read_image(value: str | bytes, index: int) -> Image.Image:
         KnownError: ``image_limit``, ``dataset_unusable``.
     """
     name = "/".join(Path(value).parts[-2:]) if isinstance(value, str) else f"image {index}"
+    with (
+        Path(value).open("rb") if isinstance(value, str) else io.BytesIO(value) as stream,
+        _opened(stream, name) as image,
+    ):
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def _opened(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """An image whose header is read and whose pixels are not; errors over it are known ones."""
     Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Path(value).open("rb") if isinstance(value, str) else io.BytesIO(value) as stream,
             Image.open(stream, formats=tuple(FORMATS.values())) as image,
         ):
-            image.load()
-            return ImageOps.exif_transpose(image)
+            yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise KnownError("image_limit", f"{name}: {error}", f"Images may have {_MAX_PIXELS} pixels.") from error
     except UnidentifiedImageError as error:

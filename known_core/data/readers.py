@@ -77,6 +77,8 @@ def schema_of(source: Source, name: str) -> pa.Schema:
                 schema = table.schema
     if len(schema) > MAX_COLUMNS:
         raise unusable(f"{name} has {len(schema)} columns", f"The limit is {MAX_COLUMNS}.")
+    with table_errors(name):
+        str([schema.names, *schema.types])  # names that are no UTF-8 fail here
     return schema
 
 

@@ -143,7 +143,7 @@ def test_needed_files_of_a_model() -> None:
 
 def test_shards_are_those_of_the_index(make: Make, hub: LocalHub) -> None:
     shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    index = json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}).encode()
+    index = json.dumps({"metadata": {}, "weight_map": {"a": shards[0], "b": shards[1]}}).encode()
     files = dict.fromkeys(["consolidated.safetensors", "model.safetensors", *shards], WEIGHTS)
     hub.add("models", "alice/m", {**files, "model.safetensors.index.json": index, "adapter_model.safetensors": b""})
     source = make().source(make().resolve(HubRef("alice/m")))

@@ -72,7 +72,17 @@ def test_sharded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "index",
-    ["not json", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "[" * 5000, '{"weight_map": {"a": []}}'],
+    [
+        "not json",
+        "[]",
+        "{}",
+        '{"weight_map": {"a": "a.safetensors"}}',
+        '{"metadata": {}, "weight_map": {}}',
+        '{"weight_map": []}',
+        '{"weight_map": null}',
+        "[" * 5000,
+        '{"weight_map": {"a": []}}',
+    ],
     ids=lambda text: str(text)[:20],
 )
 def test_a_broken_index(tmp_path: Path, index: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from known_core import pipeline
 from known_core.checkpoint import Checkpoint
@@ -237,6 +238,22 @@ def test_a_model_that_is_not_finite(tiny_spec: JobSpec, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(KnownError, match=r"'hidden\.weight'.*\(nonfinite_weights\)"):
         pipeline.run(tiny_spec.model_copy(update={"model": tmp_path / "model.safetensors"}), tmp_path / "job", print)
+    assert not (tmp_path / "job" / "artifacts").exists()
+
+
+def test_a_candidate_that_is_not_finite_is_not_delivered(
+    tiny_spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last thing that changes a candidate: its batch-norm statistics."""
+    real = pipeline.recalibrate
+
+    def broken(model: nn.Module, *arguments: Any) -> None:
+        real(model, *arguments)
+        model.get_buffer("features.0.1.running_var")[0] = float("inf")
+
+    monkeypatch.setattr(pipeline, "recalibrate", broken)
+    with pytest.raises(KnownError, match=r"'features\.0\.1\.running_var'.*\(nonfinite_weights\)"):
+        pipeline.run(tiny_spec, tmp_path / "job", lambda event: None)
     assert not (tmp_path / "job" / "artifacts").exists()
 
 

@@ -155,6 +155,17 @@ def test_an_absurd_learning_rate_diverges() -> None:
         run(network(norm="none"), learning_rate=1e30, epochs=5)
 
 
+def test_a_learning_rate_a_million_times_too_high() -> None:
+    """AdamW moves each weight by it: what is left of the network is finite, or is said to have diverged."""
+    model = network(norm="none")
+    try:
+        run(model, learning_rate=1e-3 * 1e6, epochs=5)
+    except KnownError as error:
+        assert error.code == "training_diverged"  # noqa: PT017
+        return
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(33, 32), (4, 1)])
 def test_a_last_batch_of_one_example_does_not_break_batch_norm(count: int, batch_size: int) -> None:
     """A ResNet's last stage is 1 x 1 on small images: batch norm cannot train on one value a channel."""

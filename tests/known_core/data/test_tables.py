@@ -393,6 +393,18 @@ def test_text_that_is_not_utf8(tmp_path: Path, name: str) -> None:
         read(tmp_path / name, tmp_path)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_column_s_name_that_is_not_utf8(tmp_path: Path, nested: bool) -> None:
+    values = pa.array([{"nöme": 1}]) if nested else pa.array([1])
+    table = pa.table({"text" if nested else "nöme": values, "label": ["x"]})
+    with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = (tmp_path / "d.arrow").read_bytes()
+    (tmp_path / "d.arrow").write_bytes(content.replace("nöme".encode(), b"n\xff\xffme"))
+    with pytest.raises(KnownError, match=r"\(dataset_unusable\)"):
+        read(tmp_path / "d.arrow", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
