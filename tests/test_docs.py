@@ -31,7 +31,7 @@ def page(name: str) -> str:
 def test_every_route_is_described(tmp_path: Path) -> None:
     api = create_app(AppSettings(data_dir=tmp_path))
     routes = {f"{method.upper()} {path}" for path, methods in api.openapi()["paths"].items() for method in methods}
-    described = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE|HEAD) /\S*)`", page("api.md")))
+    described = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE|HEAD|OPTIONS) /\S*)`", page("api.md")))
     assert described == routes
 
 

@@ -80,7 +80,7 @@ def _bare(place: Path, fsync: str) -> Iterator[str]:
     port = _free_port()
     options = "--host 127.0.0.1 --no-access-log --lifespan off known_core.bench.bare_asgi:app"
     command = [sys.executable, "-P", "-m", "uvicorn", *options.split(), "--port", str(port)]
-    environment = {**os.environ, "KNOWN_BENCH_FILE": str(place / "body"), "KNOWN_BENCH_FSYNC": fsync}
+    environment = {**os.environ, "BENCH_FILE": str(place / "body"), "BENCH_FSYNC": fsync}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
     )
