@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from known_core import pipeline
+from known_core.calibration import recalibrate
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
 from known_core.events import Emit
@@ -245,7 +246,7 @@ def test_a_candidate_that_is_not_finite_is_not_delivered(
     tiny_spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last thing that changes a candidate: its batch-norm statistics."""
-    real = pipeline.recalibrate
+    real = recalibrate
 
     def broken(model: nn.Module, *arguments: Any) -> None:
         real(model, *arguments)
