@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -120,7 +121,8 @@ def seeds(name: str) -> list[bytes]:
         return [json.dumps({"metadata": {"total_size": 1}, "weight_map": {"a": shard}}).encode()
                 for shard in ("a.safetensors", "../a", 3)]  # fmt: skip
     if name == "config":
-        return [json.dumps(fields).encode() for fields in (made.VIT, {"auto_map": {}}, {"a": [{"b": "\ud800"}]})]
+        configs: list[dict[str, Any]] = [made.VIT, {"auto_map": {}}, {"a": [{"b": "\ud800"}]}]
+        return [json.dumps(fields).encode() for fields in configs]
     if name == "template":
         return [b"{% for m in messages %}{{ m['role'] + ': ' + m.content | trim }}{% endfor %}",
                 made.template(Path("/dev/null")).encode(), b"{% generation %}x{% endgeneration %}"]  # fmt: skip

@@ -188,6 +188,13 @@ def test_paths_of_artifacts(stack: Stack, finished_job: str, path: str) -> None:
     assert b" 404 " in raw(stack, head.encode()).split(b"\r\n")[0]
 
 
+def test_pages_after_what_is_no_id(stack: Stack, finished_job: str) -> None:
+    for path in (f"/v1/jobs/{finished_job}/events?after=", "/v1/audit?before="):
+        for value in ("\u0661-\u0661", "0-0", "9999999999999999-9999999999999999", "1-", "-1", "%00"):
+            answer = HTTP.get(stack.url + path + value)
+            assert answer.status_code in (200, 403, 422), (path, value, answer.text)
+
+
 @pytest.mark.parametrize("query", [
     "limit=%00", "after=%00", "after=%ff", "after=../x", "status=%ed%a0%80", "limit=1&limit=2", "limit=" + "9" * 5_000,
 ])  # fmt: skip
