@@ -2,10 +2,11 @@
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.artifacts.service import ArtifactService
+from app.artifacts.service import ArtifactService, artifact_path
+from app.artifacts.signing import UrlSigner
 from app.audit.service import AuditService
 from app.events.service import EventService
 from app.inspection import Inspector
@@ -77,18 +78,49 @@ async def caller_of(
             await limits.check_failures(address)
             await limits.count_failure(address)
         raise
-    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
     await limits.count(caller)
+    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
     return caller
 
 
+_JobPath = Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])]
+
+
 async def _own_job(
-    job_id: Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])],
+    job_id: _JobPath,
     caller: Annotated[Caller, Depends(caller_of)],
     events: Annotated[EventService, Depends(_events)],
 ) -> str:
     """The id of a job that is there and the caller's. Raises: JobNotFound, also where it is another tenant's."""
     if await events.tenant(job_id) != caller.tenant:
+        raise JobNotFound(job_id)
+    return job_id
+
+
+async def _readable_job(
+    request: Request,
+    job_id: _JobPath,
+    path: Annotated[str, Path()],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    events: Annotated[EventService, Depends(_events)],
+    expires: Annotated[int | None, Query(ge=0, le=1 << 53, description="of a download_url")] = None,
+    tenant: Annotated[str | None, Query(max_length=64, description="of a download_url")] = None,
+    key: Annotated[str | None, Query(max_length=8, description="of a download_url")] = None,
+    signature: Annotated[str | None, Query(max_length=64, description="of a download_url")] = None,
+) -> str:
+    """The id of a job whose file may be read: by its tenant, or by whoever has a signed address of this file.
+
+    Raises:
+        KnownError: as caller_of; ``url_invalid``, ``url_expired``; JobNotFound.
+    """
+    if signature is None:
+        caller = await caller_of(request, credentials)
+        reader = caller.tenant
+    else:
+        signer = cast(UrlSigner, request.app.state.signer)
+        signer.check(artifact_path(job_id, path), tenant or "", expires or 0, key or "", signature)
+        reader = tenant or ""
+    if await events.tenant(job_id) != reader:
         raise JobNotFound(job_id)
     return job_id
 
@@ -115,4 +147,5 @@ Webhooks = Annotated[WebhookService, Depends(_webhooks)]
 Audit = Annotated[AuditService, Depends(_audit)]
 Who = Annotated[Caller, Depends(caller_of)]
 JobId = Annotated[str, Depends(_own_job)]
+ReadableJobId = Annotated[str, Depends(_readable_job)]
 DeliveryId = Annotated[str, Depends(_own_delivery)]

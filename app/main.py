@@ -7,11 +7,14 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
 
 import known_core
 from app import problems
 from app.artifacts import endpoints as artifacts
 from app.artifacts.service import ArtifactService
+from app.artifacts.signing import UrlSigner
 from app.audit import endpoints as audit
 from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
@@ -25,14 +28,15 @@ from app.inspection import Inspector
 from app.jobs import endpoints as jobs
 from app.jobs.queue import make_celery
 from app.jobs.repository import JobRepository, connect
-from app.jobs.secrets import Sealer
+from app.jobs.secrets import Sealer, SecretKeys
 from app.jobs.service import JobService
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
-from app.uploads.repository import UploadRepository
+from app.uploads.repository import Limits, UploadRepository
 from app.uploads.service import UploadService
+from app.uploads.tus import TusHeaders
 from app.webhooks import endpoints as webhooks
 from app.webhooks.guard import Guard
 from app.webhooks.repository import WebhookRepository
@@ -49,16 +53,29 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     store = connect(settings.redis_url)
     repository, deliveries = JobRepository(store), WebhookRepository(store)
     async_redis: AsyncRedis = AsyncRedis.from_url(
-        settings.redis_url, decode_responses=True, socket_timeout=30, socket_connect_timeout=5, health_check_interval=25
+        settings.redis_url,
+        decode_responses=True,
+        socket_timeout=30,
+        socket_connect_timeout=5,
+        health_check_interval=25,
+        retry=AsyncRetry(ExponentialBackoff(cap=2, base=0.05), retries=10),  # from_url's own is none
     )
-    event_service, audit_service = EventService(async_redis), AuditService(async_redis)
+    event_service, audit_service = EventService(async_redis), AuditService(async_redis, settings.audit_entries)
     keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
-    upload_service = UploadService(UploadRepository(settings.data / "uploads"), settings.max_upload_bytes)
+    signer = UrlSigner(SecretKeys(settings), settings.download_url_seconds)
+    limits = Limits(settings.max_tenant_bytes, settings.min_free_bytes, settings.upload_expiry_seconds)
+    upload_service = UploadService(
+        UploadRepository(settings.data / "uploads", limits),
+        settings.max_upload_bytes,
+        settings.upload_idle_seconds,
+        repository.uploads_in_use,
+    )
     webhook_service = WebhookService(deliveries, Sealer(settings), Guard.of(settings))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        audit_service.start()
         keys.warn_when_open()
         inspector.start()
         event_service.start()
@@ -82,13 +99,15 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.deliveries = deliveries
     api.state.audit = audit_service
     api.state.keys = keys
+    api.state.signer = signer
     api.state.limits = RateLimits(settings)
-    api.state.artifacts = ArtifactService(repository, settings)
+    api.state.artifacts = ArtifactService(repository, settings, signer)
     api.state.jobs = JobService(
         repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
     )
     api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
+    api.add_middleware(TusHeaders)
     api.add_middleware(RequestLog, audit=audit_service)
     for router in (
         jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, audit.router,
@@ -97,6 +116,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         api.include_router(
             router, dependencies=[Depends(caller_of)], responses=problems.problem_responses(401, 403, 429)
         )
+    api.include_router(artifacts.files)
     api.include_router(health.router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api

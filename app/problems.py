@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -28,6 +29,21 @@ _STATUS = {
     "delivery_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
+    "upload_expired": 410,
+    "upload_complete": 409,
+    "upload_in_use": 409,
+    "upload_incomplete": 409,
+    "upload_interrupted": 400,
+    "upload_locked": 423,
+    "upload_overrun": 413,
+    "upload_stalled": 408,
+    "offset_mismatch": 409,
+    "chunk_checksum_mismatch": 460,
+    "storage_quota_exceeded": 413,
+    "tus_header_invalid": 400,
+    "tus_version_unsupported": 412,
+    "url_invalid": 403,
+    "url_expired": 403,
     "hub_forbidden": 403,
     "hub_gated": 403,
     "hub_head_moved": 412,
@@ -45,10 +61,17 @@ _STATUS = {
     "store_unavailable": 503,
     "disk_full": 503,
 }
+_BEARER_ERRORS = {  # RFC 6750, 3.1; a request without a key is told none
+    "key_invalid": ', error="invalid_token"',
+    "key_expired": ', error="invalid_token"',
+    "key_revoked": ', error="invalid_token"',
+    "scope_missing": ', error="insufficient_scope"',
+}
 _TITLES = {
     400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
-    409: "Conflict", 412: "Precondition failed", 413: "Content too large", 415: "Unsupported media type",
-    422: "Unprocessable content", 429: "Too many requests", 500: "Internal error", 503: "Unavailable",
+    408: "Request timeout", 409: "Conflict", 410: "Gone", 412: "Precondition failed", 413: "Content too large",
+    415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable content", 423: "Locked",
+    429: "Too many requests", 460: "Checksum mismatch", 500: "Internal error", 503: "Unavailable",
 }  # fmt: skip
 _HTTP_CODES = {400: "json_invalid", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 _HTTP_HINTS = {
@@ -104,6 +127,7 @@ def _problem(
     hint: str = "",
     errors: list[FieldError] | None = None,
     retry_after_s: int | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem = Problem(
         type=f"urn:known:problem:{code}",
@@ -117,10 +141,12 @@ def _problem(
         request_id=getattr(request.state, "request_id", ""),
     )
     request.state.code = code  # for the audit log
-    headers = {}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 6750
-    if retry_after_s is None and (status == 503 or code == "idempotency_key_in_flight"):
+    headers = dict(headers or {})
+    if status == 401 or code == "scope_missing":
+        headers["WWW-Authenticate"] = f'Bearer realm="known"{_BEARER_ERRORS.get(code, "")}'
+    if status == 408:
+        headers["Connection"] = "close"  # the rest of the request may never come
+    if retry_after_s is None and (status in (423, 503) or code == "idempotency_key_in_flight"):
         retry_after_s = _RETRY_AFTER_S
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
@@ -132,7 +158,8 @@ async def _known_error(request: Request, error: Exception) -> Response:
     errors = [FieldError(pointer=error.pointer, message=error.message)] if error.pointer else []
     retry_after_s = getattr(error, "retry_after_s", None)
     status = _STATUS.get(error.code, 422)
-    return _problem(request, status, error.code, error.message, error.hint, errors, retry_after_s)
+    headers = getattr(error, "headers", None)
+    return _problem(request, status, error.code, error.message, error.hint, errors, retry_after_s, headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

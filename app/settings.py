@@ -3,7 +3,7 @@
 from typing import Literal
 
 from limits import parse
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from app.jobs.settings import StoreSettings
 
@@ -18,13 +18,17 @@ class AppSettings(StoreSettings):
     key_failure_limit: str = Field("30/minute", description="requests with a wrong key from one address")
     max_queued_jobs: int = Field(0, ge=0, description="of a tenant; 0: any number")
     max_upload_bytes: int = Field(20 << 30, ge=1, description="a larger upload is refused")
+    max_tenant_bytes: int = Field(0, ge=0, description="of all uploads of a tenant; 0: any number")
+    min_free_bytes: int = Field(1 << 30, ge=0, description="uploads leave so much of the disk free")
+    upload_idle_seconds: float = Field(30, gt=0, description="an upload's request without a byte for so long is closed")
+    download_url_seconds: int = Field(3600, ge=1, description="how long a signed address of a file is good")
     max_request_bytes: int = Field(8 << 20, ge=1, description="of the body of any request but uploads")
     inspection_timeout_seconds: float = Field(120, gt=0, description="time a request's inputs may take to check")
     max_wait_seconds: int = Field(60, ge=0, description="longest ?wait= that is honoured")
 
     @field_validator("rate_limit", "key_failure_limit")
     @classmethod
-    def _is_a_rate(cls, value: str) -> str:
-        if value:
+    def _is_a_rate(cls, value: str, info: ValidationInfo) -> str:
+        if value or info.field_name != "rate_limit":
             parse(value)
         return value

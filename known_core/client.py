@@ -1,23 +1,25 @@
 """A client of the service: upload, enhance, follow, download, verify."""
 
-import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from known_core.errors import KnownError
-from known_core.files import atomic_path, sha256_file, write_json
+from known_core.files import write_json
 from known_core.manifest import verify_manifest
+from known_core.transfer import Patience, Progress, download_file, upload_file
 
-_CHUNK = 1 << 20  # bytes
+_PASSING = (408, 423, 429, 502, 503, 504)  # statuses of what may be well a moment later
 _WAIT_S = 20  # one long poll
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Client:
@@ -26,13 +28,17 @@ class Client:
     Args:
         server: its address, such as ``http://127.0.0.1:8000``.
         api_key: of a service that asks for one; None: KNOWN_API_KEY, where it is set.
+        patience_s: how long a server that has answered may be away before it is given up, in seconds.
 
     Every method raises KnownError: with the server's own code, message and hint, or ``server_unreachable``.
     """
 
-    def __init__(self, server: str, api_key: str | None = None) -> None:
+    def __init__(self, server: str, api_key: str | None = None, patience_s: float = 120) -> None:
+        self._patience_s = patience_s
         self._server = server.rstrip("/")
         api_key = api_key or os.environ.get("KNOWN_API_KEY")
+        if api_key and not re.fullmatch(r"[!-~]+", api_key):
+            raise KnownError("key_invalid", "the API key has a space, or a sign that is not ASCII", "Copy it again.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self._server, headers=headers, timeout=httpx.Timeout(60, read=150))
 
@@ -43,7 +49,10 @@ class Client:
         self._http.close()
 
     def upload(self, path: Path, on_bytes: Progress = lambda done, total: None) -> str:
-        """Send a file, or a folder as a zip; returns the upload's id. The server checks the sha256."""
+        """Send a file, or a folder as a zip; returns the upload's id. The server checks the sha256.
+
+        What was interrupted goes on where it was, see :func:`known_core.transfer.upload_file`.
+        """
         if path.is_dir():
             with tempfile.TemporaryDirectory() as folder:
                 packed = Path(folder) / f"{path.name}.zip"
@@ -51,24 +60,7 @@ class Client:
                 return self.upload(packed, on_bytes)
         if not path.is_file():
             raise KnownError("file_missing", f"there is no file {path}", "Check the path.")
-        total = path.stat().st_size
-
-        def body() -> Iterator[bytes]:
-            done = 0
-            with path.open("rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    yield chunk
-                    done += len(chunk)
-                    on_bytes(done, total)
-
-        answer = self._request(
-            "POST",
-            "/v1/uploads",
-            params={"filename": path.name[:255], "sha256": sha256_file(path)},
-            headers={"Content-Type": "application/octet-stream", "Content-Length": str(total)},
-            content=body(),
-        )
-        return str(answer.json()["id"])
+        return upload_file(self._request, self._server, path, on_bytes, Patience(self._patience_s))
 
     def enhance(self, request: dict[str, Any], *, token: str | None = None, dry_run: bool = False) -> dict[str, Any]:
         """Start a job; returns it. The request is the API's, see docs/api.md.
@@ -138,10 +130,18 @@ class Client:
         return self._json("GET", f"/v1/jobs/{job_id}/report")
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job's events from its first on, as they happen, until it has ended. Stopping stops nothing else."""
-        after = "0"
+        """The job's events from its first on, as they happen, until it has ended. Stopping stops nothing else.
+
+        A server that goes away for a while (a deploy) ends nothing: what was missed follows.
+        """
+        after, patience = "0", Patience(self._patience_s)
         while True:
-            page = self._json("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "wait": _WAIT_S})
+            try:
+                page = self._json("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "wait": _WAIT_S})
+            except KnownError as error:
+                patience.bear(error)
+                continue
+            patience.renew()
             for event in page["data"]:
                 yield event["data"]
             after = page["last_id"] or after
@@ -151,7 +151,7 @@ class Client:
     def download(
         self, job_id: str, out: Path, only: str | None = None, on_bytes: Progress = lambda done, total: None
     ) -> int:
-        """Fetch a job's files into a folder and verify every sha256.
+        """Fetch a job's files into a folder and verify every sha256. What was interrupted goes on where it was.
 
         Args:
             only: one candidate's folder (the report and the manifest come along), or None for everything.
@@ -165,26 +165,22 @@ class Client:
             for entry in manifest["files"]
             if only is None or "/" not in entry["path"] or entry["path"].startswith(f"{only}/")
         ]
-        total, done = sum(entry["bytes"] for entry in wanted), 0
+        total, before = sum(entry["bytes"] for entry in wanted), 0
         for entry in wanted:
-            digest = hashlib.sha256()
-            with (
-                self._http.stream("GET", f"/v1/jobs/{job_id}/artifacts/{entry['path']}") as answer,
-                atomic_path(out / entry["path"]) as temporary,
-                temporary.open("wb") as stream,
-            ):
-                if answer.is_error:
-                    answer.read()
-                    raise _problem(answer)
-                for chunk in answer.iter_bytes(_CHUNK):
-                    stream.write(chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    on_bytes(done, total)
-                if digest.hexdigest() != entry["sha256"]:
-                    raise KnownError(
-                        "checksum_mismatch", f"{entry['path']} arrived with another sha256", "Download again."
-                    )
+
+            def on_file_bytes(done: int, before: int = before) -> None:
+                on_bytes(before + done, total)
+
+            download_file(
+                self._stream,
+                f"/v1/jobs/{job_id}/artifacts/{quote(entry['path'])}",
+                out / entry["path"],
+                entry["bytes"],
+                entry["sha256"],
+                on_file_bytes,
+                Patience(self._patience_s),
+            )
+            before += entry["bytes"]
         write_json(out / "manifest.json", manifest)
         return verify_manifest(out, partial=only is not None)
 
@@ -196,15 +192,29 @@ class Client:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TransportError as error:
-            raise KnownError(
-                "server_unreachable",
-                f"no answer from {self._server}: {error}",
-                "Start one with `known serve`, or name another with --server.",
-                retryable=True,
-            ) from error
+            raise self._unreachable(error) from error
         if answer.is_error:
             raise _problem(answer)
         return answer
+
+    @contextmanager
+    def _stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream("GET", path, headers=headers) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _problem(answer)
+                yield answer
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> KnownError:
+        return KnownError(
+            "server_unreachable",
+            f"no answer from {self._server}: {error}",
+            "Start one with `known serve`, or name another with --server.",
+            retryable=True,
+        )
 
 
 def _token_header(token: str | None) -> dict[str, str]:
@@ -214,9 +224,12 @@ def _token_header(token: str | None) -> dict[str, str]:
 def _problem(answer: httpx.Response) -> KnownError:
     try:
         problem = answer.json()
-        return KnownError(problem["code"], problem["detail"], problem["hint"])
+        passes = answer.status_code in _PASSING or problem["code"] == "offset_mismatch"  # of an upload cut off just now
+        return KnownError(problem["code"], problem["detail"], problem["hint"], retryable=passes)
     except (ValueError, KeyError):
-        return KnownError("server_error", f"the server answered {answer.status_code}", answer.text[:200])
+        passes = answer.status_code in _PASSING
+        said = f"the server answered {answer.status_code}"
+        return KnownError("server_error", said, answer.text[:200], retryable=passes)
 
 
 def _zip_folder(folder: Path, target: Path) -> None:

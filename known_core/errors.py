@@ -1,6 +1,7 @@
 """One base exception for everything a user can put right."""
 
 from functools import partial
+from pathlib import Path
 
 
 class KnownError(Exception):
@@ -37,3 +38,10 @@ class KnownError(Exception):
         """The same error, pointing at a field of the request."""
         self.pointer = self.pointer or pointer
         return self
+
+
+def disk_full(folder: Path) -> KnownError:
+    return KnownError(
+        "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",
+        retryable=True,
+    )  # fmt: skip

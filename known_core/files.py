@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -78,10 +79,17 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A sibling temporary folder that becomes ``path`` when the block ends well, and nothing when it fails."""
+    """A sibling temporary folder that becomes ``path`` when the block ends well, and nothing when it fails.
+
+    Several may make the same folder side by side, as where a job was taken from a process that has not noticed yet:
+    each has a temporary folder of its own, the first to be done gives it the name, the others are content with that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    prefix = f".{path.name}.{socket.gethostname()}-"
+    for other in path.parent.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
+        if not _runs(int(other.name[len(prefix) :].partition("-")[0])):
+            shutil.rmtree(other, ignore_errors=True)
+    temporary = path.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}{_UNFINISHED}")
     temporary.mkdir()
     try:
         yield temporary
@@ -91,8 +99,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     os.fsync(stream.fileno())
         temporary.replace(path)
         fsync_directory(path.parent)
+    except Exception:
+        if not path.is_dir():
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"):
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Memory that runs out: told from other errors, given back, and asked for in smaller pieces."""
 
+import errno
 import gc
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,13 +10,18 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 Result = TypeVar("Result")
+_SAYS_SO = re.compile(  # in RuntimeErrors of PyTorch, of oneDNN (which says no more) and of C++
+    r"DefaultCPUAllocator: |could not (create|execute) a primitive$|could not create a memory|std::bad_alloc"
+)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory, or the allocator's of a CPU, ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, Exception) and bool(should_reduce_batch_size(error))
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) and _SAYS_SO.search(str(error)):
+        return True
+    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
 
 
 def free_memory() -> None:

@@ -8,6 +8,7 @@ goes on where it was, and on a CPU ends with the same bytes.
 """
 
 import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from known_core import evaluation
@@ -24,7 +26,7 @@ from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.calibration import has_batch_norm, recalibrate
 from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.comparison import UNCHANGED, ProbeResult
-from known_core.errors import KnownError
+from known_core.errors import KnownError, disk_full
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
 from known_core.forgetting import FAN_AVERAGED, Design, Indices, nested_subsets, subset_hash
@@ -52,6 +54,7 @@ from known_core.tuning import fit_to_memory, less_memory, probe_micro_batch, wit
 
 _LESS_MEMORY = "less-memory"
 _TRAINS = ("evaluating_before", "forgetting", "evaluating_after")  # phases that hold micro batches in memory
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
@@ -105,22 +108,24 @@ def said_clearly(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out_of_memory(error):
+    except Exception as error:
+        lacking = _resource_lacking(error, folder)
+        if lacking is None:
             raise
-        raise _out_of_memory(str(error) or type(error).__name__) from error
-    except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise KnownError(
-                "file_too_large", f"a file below {folder} would be larger than a job may write",
-                "Set output.max_shard_size; the operator sets the limit with KNOWN_TRAINER_FILE_BYTES.",
-            ) from error  # fmt: skip
-        if error.errno != errno.ENOSPC:
-            raise
-        raise KnownError(
-            "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",
-            retryable=True,
-        ) from error  # fmt: skip
+        raise lacking from error
+
+
+def _resource_lacking(error: Exception, folder: Path) -> KnownError | None:
+    """What the machine had too little of, where an error means that; libraries do not always say it by the type."""
+    number = getattr(error, "errno", None)
+    if number == errno.EFBIG:
+        return KnownError(
+            "file_too_large", f"a file below {folder} would be larger than a job may write",
+            "Set output.max_shard_size; the operator sets the limit with KNOWN_TRAINER_FILE_BYTES.",
+        )  # fmt: skip
+    if number == errno.ENOSPC or (isinstance(error, SafetensorError) and _NO_SPACE in str(error)):
+        return disk_full(folder)
+    return _out_of_memory(str(error) or type(error).__name__) if ran_out_of_memory(error) else None
 
 
 def _out_of_memory(said: str) -> KnownError:

@@ -34,15 +34,20 @@ class Stack:
         data_dir: for everything that lasts: Valkey's append-only file, uploads, jobs, logs.
         port: of the API; 0 takes a free one.
         environment: added to that of the processes.
+        workers: how many; 0: jobs are accepted and wait.
     """
 
-    def __init__(self, data_dir: Path, port: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, port: int, environment: Mapping[str, str] | None = None, workers: int = 1
+    ) -> None:
+        self._workers = workers
         self._data_dir = data_dir.expanduser().resolve()
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.logs = self._data_dir / "logs"
         self._environment = dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[list[str], bytes | None]] = {}  # and what goes to standard input
         self._lock: IO[str] | None = None
         self._store_file = self._data_dir / "valkey" / "url"  # for the operator's commands; app.jobs.settings reads it
 
@@ -70,7 +75,7 @@ class Stack:
     def _start_all(self) -> None:
         self._processes.clear()
         store_port, password = _free_port(), secrets.token_urlsafe(24)
-        self._start("valkey", [_valkey_binary(), "-"], stdin=_valkey_config(self._data_dir, store_port, password))
+        self._start("valkey", [_valkey_binary(), "-"], _valkey_config(self._data_dir, store_port, password))
         self.store_url = f"redis://:{password}@127.0.0.1:{store_port}/0"
         self._environment |= {
             "KNOWN_REDIS_URL": self.store_url,
@@ -80,16 +85,20 @@ class Stack:
         _write_private(self._store_file, self.store_url)
         api = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 5"
         self._start("api", [*_PYTHON, *api.split(), "--port", str(self.port)])
-        self._start("worker", _WORKER)
+        for index in range(self._workers):
+            self._start("worker" if index == 0 else f"worker-{index}", _WORKER)
 
-    def _start(self, name: str, command: list[str], stdin: bytes | None = None) -> None:
+    def _start(
+        self, name: str, command: list[str], stdin: bytes | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._commands[name] = command, stdin
         with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self._environment, **(environment or {})},
                 start_new_session=True,  # Ctrl-C reaches this process, which stops them in order
                 preexec_fn=die_with_parent,
             )
@@ -105,7 +114,7 @@ class Stack:
             self.check()
             try:
                 answer = httpx.get(f"{self.url}/readyz", timeout=5)
-                if answer.status_code == 200 and answer.json()["workers"]:
+                if answer.status_code == 200 and answer.json()["workers"] >= min(1, self._workers):
                     return
             except httpx.TransportError:
                 pass
@@ -135,11 +144,26 @@ class Stack:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def add_worker(self, name: str) -> None:
-        """Start one more worker, or one in the place of a dead one of that name."""
+    def add_worker(self, name: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start one more worker, or one in the place of a dead one of that name.
+
+        Args:
+            environment: added to that of all.
+        """
         if name in self._processes:
             self._processes[name].wait()
-        self._start(name, _WORKER)
+        self._start(name, _WORKER, environment=environment)
+
+    def restart(self, name: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a process that has ended again: the same command, port and folder.
+
+        Args:
+            environment: added to that of all.
+        """
+        if name in self._processes:
+            self._processes[name].wait()
+        command, stdin = self._commands[name]
+        self._start(name, command, stdin, environment)
 
     def stop(self) -> None:
         """Stop the workers, then the API, then the store. A running job goes back to the queue."""

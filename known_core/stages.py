@@ -59,6 +59,10 @@ class Stages:
     @staticmethod
     def _make(folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], None], resumes: bool) -> None:
         begun = time.monotonic()
-        with resumable_folder(folder, "stage") if resumes else atomic_folder(folder) as temporary:
-            work(temporary)
-            write_json(temporary / _RECORD, {"seconds": time.monotonic() - begun, "inputs": inputs})
+        try:
+            with resumable_folder(folder, "stage") if resumes else atomic_folder(folder) as temporary:
+                work(temporary)
+                write_json(temporary / _RECORD, {"seconds": time.monotonic() - begun, "inputs": inputs})
+        except Exception:
+            if not folder.is_dir():  # else who had the job before, and does not know yet that it is lost, was faster
+                raise

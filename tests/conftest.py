@@ -2,14 +2,15 @@
 
 import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("KNOWN_HYPERMODEL", None)
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the stack runs this checkout, not another that is installed
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ SETTINGS = {  # short leases, so that a death is noticed within seconds
     "KNOWN_KILL_GRACE_SECONDS": "1",
     "KNOWN_MAX_ATTEMPTS": "30",
     "KNOWN_MAX_UPLOAD_BYTES": str(20 << 20),
+    "KNOWN_MIN_FREE_BYTES": "0",
 }
 CONFIG = {"architecture": "small-cnn", "num_classes": 5, "in_chans": 1, "img_size": 8, "width": 4,
           "label_names": ["0", "1", "2", "3", "4"]}  # fmt: skip

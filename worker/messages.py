@@ -16,6 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from known_core.errors import KnownError
@@ -48,15 +49,22 @@ def reporting(events: int, work: Callable[[], Mapping[str, Any]]) -> int:
     try:
         last = work()
     except KnownError as error:
-        print(error, file=sys.stderr)
         send(events, error_message(error))
+        _log(error)
         return 1
     except Exception as error:  # a bug: the job fails with its name, the log has the rest
-        traceback.print_exc()
         unexpected = KnownError(
             "internal_error", f"{type(error).__name__}: {error}", "This is a bug in known; the job's log has the trace."
         )
         send(events, error_message(unexpected))
+        _log(error)
         return 1
     send(events, last)
     return 0
+
+
+def _log(error: Exception) -> None:
+    """A bug with its trace. On a full disk there is no log; what matters has been sent."""
+    text = str(error) if isinstance(error, KnownError) else "".join(traceback.format_exception(error))
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

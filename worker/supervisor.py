@@ -4,6 +4,7 @@ Fetcher and publisher talk to the Hub and hold a token; the trainer between them
 (:mod:`worker.isolation`).
 """
 
+import errno
 import json
 import logging
 import os
@@ -23,10 +24,11 @@ from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository, LeaseLost
 from app.jobs.secrets import Sealer
 from app.jobs.settings import RUN, HubAccess
-from known_core.errors import KnownError
+from known_core.errors import KnownError, disk_full
 from known_core.files import write_json
 from known_core.spec import JobSpec, paths_of
 from worker.isolation import confinement, hand_over, import_path, take_back
+from worker.lease import Lease
 from worker.messages import TERMINAL, error_message
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
@@ -71,11 +73,13 @@ class Supervisor:
             Whether the job is back in the queue and wants a wake-up.
         """
         owner = f"{socket.gethostname()}:{os.getpid()}"
+        asked_at = time.monotonic()
         fence = self._repository.claim(job_id, owner, self._settings.lease_seconds, self._settings.max_attempts)
         if fence is None:
             return False
+        lease = Lease(self._repository, job_id, fence, self._settings.lease_seconds, asked_at)
         try:
-            attempt = _Attempt(job_id, fence, self._repository, self._settings, self._stopping, self._call_helpers)
+            attempt = _Attempt(job_id, lease, self._repository, self._settings, self._stopping, self._call_helpers)
             return attempt.run()
         except LeaseLost as error:
             _log.warning("%s; the trainer was stopped and nothing more was written", error)
@@ -111,32 +115,41 @@ class _Attempt:
     def __init__(
         self,
         job_id: str,
-        fence: int,
+        lease: Lease,
         repository: JobRepository,
         settings: WorkerSettings,
         stopping: Callable[[], bool],
         call_helpers: Callable[[str, int], None],
     ) -> None:
-        self._job_id, self._fence = job_id, fence
+        self._job_id, self._lease = job_id, lease
         self._call_helpers = call_helpers
         self._repository, self._settings, self._stopping = repository, settings, stopping
         self._folder = settings.job_folder(job_id)
         self._outcome: dict[str, Any] | None = None
-        self._begun = self._beat = time.monotonic()
+        self._begun = time.monotonic()
         self._time_left_s = float("inf")
         self._let_go = False  # stopped on request: the attempt does not count
 
     def run(self) -> bool:
         """Returns: whether the job is back in the queue."""
-        job = self._repository.get(self._job_id)
+        job = self._lease.read(self._repository.get)
         if job.republish is None and job.max_seconds is not None:
             self._time_left_s = job.max_seconds - job.spent_ms / 1000
+        try:
+            return self._begin(job)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            failed = error_message(disk_full(self._folder))
+            return self._finish(failed) if job.republish is None else self._republished(job, failed)
+
+    def _begin(self, job: Job) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tidy()  # after an attempt whose supervisor died
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
             log.write(f"attempt {job.attempts}\n".encode())
             try:
-                sealed = self._repository.secret(self._job_id)
+                sealed = self._lease.read(self._repository.secret)
                 access = self._settings.hub_access(Sealer(self._settings).unseal(sealed) if sealed else None)
             except KnownError as error:
                 failed = error_message(error)
@@ -153,7 +166,7 @@ class _Attempt:
         """
         write_json(self._folder / SPEC, job.spec)
         if job.hub:
-            self._repository.mark_running(self._job_id, self._fence)
+            self._lease.write(self._repository.mark_running)
             access.cache.mkdir(parents=True, exist_ok=True)
             inputs = paths_of(JobSpec.model_validate(job.spec)).values()
             asked = {**_plain(access), "refs": job.hub}
@@ -178,7 +191,7 @@ class _Attempt:
     def _republished(self, job: Job, outcome: dict[str, Any]) -> bool:
         assert job.result is not None
         kept = {name: value for name, value in job.result.items() if name not in _PUBLICATION}
-        self._repository.republished(self._job_id, self._fence, kept | _publication(outcome))
+        self._lease.write(self._repository.republished, kept | _publication(outcome))
         return False
 
     def _publish(self, access: HubAccess, target: dict[str, Any], candidate: str, log: int) -> dict[str, Any] | None:
@@ -214,10 +227,13 @@ class _Attempt:
         self._outcome = None
         try:
             self._relay(read_end)
+        except LeaseLost:
+            _stop(process, 0)  # another worker may have the job already
+            raise
         finally:
             os.close(read_end)
             _stop(process, self._settings.kill_grace_seconds)
-        self._repository.heartbeat(self._job_id, self._fence, self._settings.lease_seconds)  # is the folder still ours?
+        self._lease.renew()  # is the folder still ours?
         self._tidy()
         return self._outcome
 
@@ -225,7 +241,7 @@ class _Attempt:
         return time.monotonic() - self._begun >= self._time_left_s
 
     def _limit_reached(self) -> dict[str, Any]:
-        limit = self._repository.get(self._job_id).max_seconds
+        limit = self._lease.read(self._repository.get).max_seconds
         return error_message(
             KnownError(
                 "limit_reached",
@@ -253,10 +269,9 @@ class _Attempt:
                     *lines, buffer = (buffer + data).split(b"\n")
                     for line in lines:
                         self._handle(json.loads(line))
-                if time.monotonic() - self._beat >= self._settings.heartbeat_seconds:
-                    self._repository.heartbeat(self._job_id, self._fence, self._settings.lease_seconds)
-                    self._beat = time.monotonic()
-                if self._stopping() or self._repository.stop_requested(self._job_id):
+                if self._lease.age >= self._settings.heartbeat_seconds:
+                    self._lease.renew()
+                if self._stopping() or self._lease.read(self._repository.stop_requested):
                     self._let_go = True
                     return
                 if self._out_of_time():
@@ -270,14 +285,14 @@ class _Attempt:
         elif kind == "fan_out":
             self._call_helpers(self._job_id, message["shards"])
         elif kind == "status":
-            self._repository.mark_running(self._job_id, self._fence)
+            self._lease.write(self._repository.mark_running)
         elif kind == "progress":
             progress = {name: message[name] for name in ("phase", "step", "total", "eta_seconds")}
-            self._repository.add_event(self._job_id, self._fence, message, {"progress": json.dumps(progress)})
+            self._lease.write(self._repository.add_event, message, {"progress": json.dumps(progress)})
         elif kind == "phase":
-            self._repository.add_event(self._job_id, self._fence, message, {"phase": message["phase"]})
+            self._lease.write(self._repository.add_event, message, {"phase": message["phase"]})
         else:
-            self._repository.add_event(self._job_id, self._fence, message, {})
+            self._lease.write(self._repository.add_event, message, {})
 
     def _finish(self, outcome: dict[str, Any] | None) -> bool:
         """Write down how the attempt ended. A job being canceled ends canceled whatever is written."""
@@ -285,13 +300,11 @@ class _Attempt:
             return self._release()
         kind = outcome.pop("type")
         status = JobStatus.SUCCEEDED if kind == "result" else JobStatus.FAILED
-        self._repository.finish(self._job_id, self._fence, status, outcome)
+        self._lease.write(self._repository.finish, status, outcome)
         return False
 
     def _release(self) -> bool:
-        status = self._repository.release(
-            self._job_id, self._fence, attempt_counts=not (self._let_go or self._stopping())
-        )
+        status = self._lease.write(self._repository.release, attempt_counts=not (self._let_go or self._stopping()))
         return status is JobStatus.QUEUED
 
 
@@ -360,8 +373,9 @@ def _start(
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """End the trainer and everything it started, also what it left behind: TERM, then KILL."""
-    for how, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None)):
+    """End the trainer and everything it started, also what it left behind: TERM, then KILL after ``grace_s``; KILL at
+    once where that is 0."""
+    for how, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None))[0 if grace_s else 1 :]:
         if process.poll() is None:
             os.killpg(process.pid, how)
             try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from app.jobs.deletion import delete_job, remove_folder
 from app.jobs.repository import JobNotFound, JobRepository
 from app.jobs.settings import RUN
+from app.uploads.repository import Limits, UploadRepository
 from known_core.files import atomic_path
 from worker.periodic import Periodic
 from worker.settings import WorkerSettings
@@ -33,6 +34,7 @@ def sweeps(repository: JobRepository, settings: WorkerSettings) -> dict[str, Swe
         "expired jobs": lambda: remove_expired(repository, settings),
         "stages of ended jobs": lambda: remove_stages(repository, settings),
         "folders without a job": lambda: remove_orphans(repository, settings),
+        "uploads": lambda: remove_uploads(repository, settings),
     }
 
 
@@ -89,6 +91,16 @@ def remove_orphans(repository: JobRepository, settings: WorkerSettings) -> int:
     for folder in orphans:
         remove_folder(folder)
     return len(orphans)
+
+
+def remove_uploads(repository: JobRepository, settings: WorkerSettings) -> int:
+    """Remove incomplete uploads that expired, and complete ones that no job used for KNOWN_UPLOAD_RETENTION_DAYS; not
+    in the data folder of another store, whose jobs are not known here."""
+    if not _owns(repository, settings.data / "jobs", may_take=False):
+        return 0
+    uploads = UploadRepository(settings.data / "uploads", Limits(expiry_s=settings.upload_expiry_seconds))
+    kept_s = settings.upload_retention_days * 86400 or math.inf
+    return uploads.sweep(kept_s, repository.uploads_in_use)
 
 
 def _owns(repository: JobRepository, root: Path, may_take: bool) -> bool:

@@ -16,6 +16,7 @@ from known_core.errors import KnownError
 from known_core.processes import die_with_parent
 from worker.courier import Courier
 from worker.isolation import check
+from worker.orphans import kill_orphans
 from worker.periodic import Periodic
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
@@ -60,7 +61,8 @@ def _supervisor() -> Supervisor:
         if helpers:
             call_helpers(celery, job_id, helpers)
 
-    return Supervisor(JobRepository(connect(settings.redis_url)), settings, _stopping.is_set, call)
+    store = connect(settings.redis_url, timeout_s=min(30, settings.lease_seconds / 6), tries=1)  # a lease tries again
+    return Supervisor(JobRepository(store), settings, _stopping.is_set, call)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -86,6 +88,7 @@ def _prepare_child(**_: Any) -> None:
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _start_threads(sender: Any, **_: Any) -> None:
     _children.append(sender.pool)
+    kill_orphans(settings.data / "jobs")
     repository = JobRepository(connect(settings.redis_url))
     removing = sweeps(repository, settings)
     _threads.append(Reaper(repository, settings, lambda job_id: wake(celery, job_id)))

@@ -2,15 +2,17 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
-from app.artifacts.schemas import ARTIFACT_EXAMPLE, ArtifactList, ArtifactView
-from app.dependencies import Artifacts, JobId
+from app.artifacts.files import file_response
+from app.artifacts.schemas import ARTIFACT_EXAMPLE, ArtifactList
+from app.dependencies import Artifacts, JobId, ReadableJobId, Who
 from app.problems import problem_responses
 
 router = APIRouter(tags=["artifacts"])
+files = APIRouter(tags=["artifacts"])  # asks for a key itself, where the address is not signed
 
 
 @router.get("/v1/jobs/{job_id}/report", summary="The before/after report",
@@ -35,22 +37,32 @@ def get_manifest(job_id: JobId, artifacts: Artifacts) -> dict[str, Any]:
 @router.get("/v1/jobs/{job_id}/artifacts", summary="List a job's files",
             responses={200: {"content": {"application/json": {"example": ARTIFACT_EXAMPLE}}},
                        **problem_responses(404, 409, 422)})  # fmt: skip
-def list_artifacts(job_id: JobId, artifacts: Artifacts) -> ArtifactList:
-    """Every candidate stays downloadable, the selected one and the others."""
-    entries = artifacts.manifest(job_id)["files"]
-    return ArtifactList(
-        data=[ArtifactView(**entry, url=f"/v1/jobs/{job_id}/artifacts/{entry['path']}") for entry in entries]
-    )
+def list_artifacts(job_id: JobId, caller: Who, artifacts: Artifacts) -> ArtifactList:
+    """Every candidate stays downloadable, the selected one and the others. ``download_url`` can be given to others."""
+    return artifacts.list(caller.tenant, job_id)
 
 
-@router.get("/v1/jobs/{job_id}/artifacts/{path:path}", summary="Download a file", response_class=FileResponse,
-            responses={200: {"content": {"application/octet-stream": {"example": "(bytes)"}}},
-                       206: {"description": "The bytes that Range asked for"},
-                       **problem_responses(404, 409, 422)})  # fmt: skip
+_FILE: dict[str, Any] = {
+    "response_class": FileResponse,
+    "responses": {
+        200: {"content": {"application/octet-stream": {"example": "(bytes)"}}},
+        206: {"description": "The bytes that Range asked for"},
+        304: {"description": "The client has the file"},
+        **problem_responses(401, 403, 404, 409, 416, 422, 429),
+    },
+}
+
+
+@files.head("/v1/jobs/{job_id}/artifacts/{path:path}", summary="Size and ETag of a file", **_FILE)
+@files.get("/v1/jobs/{job_id}/artifacts/{path:path}", summary="Download a file", **_FILE)
 def get_artifact(
-    job_id: JobId, path: Annotated[str, PathParameter(examples=["x2/model.safetensors"])], artifacts: Artifacts
-) -> FileResponse:
-    """The file, whole or by Range; its ETag is its sha256."""
+    job_id: ReadableJobId,
+    path: Annotated[str, PathParameter(examples=["x2/model.safetensors"])],
+    artifacts: Artifacts,
+    range_: Annotated[str | None, Header(alias="Range", examples=["bytes=100-"], include_in_schema=False)] = None,
+    if_range: Annotated[str | None, Header(alias="If-Range", include_in_schema=False)] = None,
+    if_none_match: Annotated[str | None, Header(alias="If-None-Match", include_in_schema=False)] = None,
+) -> Response:
+    """The file, whole or by Range; its ETag is its sha256. Needs an API key, or the query of a ``download_url``."""
     file, sha256 = artifacts.file(job_id, path)
-    headers = {"ETag": f'"{sha256}"'} if sha256 else None
-    return FileResponse(file, media_type="application/octet-stream", filename=file.name, headers=headers)
+    return file_response(file, sha256, range_, if_range, if_none_match)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class ArtifactView(BaseModel):
@@ -10,6 +10,8 @@ class ArtifactView(BaseModel):
     bytes: int
     sha256: str
     url: str
+    download_url: str = Field(description="the same file for whoever has the address, without an API key")
+    expires_at: str = Field(description="until when download_url is good; RFC 3339, UTC")
 
 
 class ArtifactList(BaseModel):
@@ -25,6 +27,9 @@ ARTIFACT_EXAMPLE: dict[str, Any] = {
             "bytes": 231204,
             "sha256": "914986c394ab950542432005ec3de49522087b9dfd5224a862fad2580dce265d",
             "url": "/v1/jobs/job_0123456789abcdef01234567/artifacts/x2/model.safetensors",
+            "download_url": "/v1/jobs/job_0123456789abcdef01234567/artifacts/x2/model.safetensors?expires=1767225600"
+            "&tenant=local&key=1f3c9a27&signature=52747a4d47af1ff1f33dc2fba1bbd5be52747a4d47af1ff1f33dc2fba1bbd5be",
+            "expires_at": "2026-01-01T00:00:00Z",
         }
     ],
 }

@@ -1,9 +1,13 @@
 """The files a job made: listed in its manifest, served from its folder."""
 
 from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from app.artifacts.schemas import ArtifactList, ArtifactView
+from app.artifacts.signing import UrlSigner
 from app.jobs.repository import JobRepository
 from app.jobs.settings import StoreSettings
 from known_core.errors import KnownError
@@ -12,12 +16,29 @@ from known_core.files import read_json
 MANIFEST = "manifest.json"
 
 
+def artifact_path(job_id: str, path: str) -> str:
+    """Where the API serves a file of a job; not quoted."""
+    return f"/v1/jobs/{job_id}/artifacts/{path}"
+
+
 class ArtifactService:
     """Serves only what the manifest names, so no path leads anywhere else."""
 
-    def __init__(self, repository: JobRepository, settings: StoreSettings) -> None:
+    def __init__(self, repository: JobRepository, settings: StoreSettings, signer: UrlSigner) -> None:
         self._repository = repository
         self._settings = settings
+        self._signer = signer
+
+    def list(self, tenant: str, job_id: str) -> ArtifactList:
+        """Every file, with an address for the tenant and one for whoever it is given to."""
+        data = []
+        for entry in self.manifest(job_id)["files"]:
+            path = artifact_path(job_id, entry["path"])
+            download_url, expires = self._signer.sign(tenant, path)
+            expires_at = datetime.fromtimestamp(expires, UTC).isoformat().replace("+00:00", "Z")
+            view = ArtifactView(**entry, url=quote(path), download_url=download_url, expires_at=expires_at)
+            data.append(view)
+        return ArtifactList(data=data)
 
     def manifest(self, job_id: str) -> dict[str, Any]:
         """Raises: JobNotFound; KnownError ``result_not_ready``."""

@@ -1,5 +1,6 @@
 """Around every request: its id, and its entry in the audit log."""
 
+import re
 import secrets
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -8,6 +9,7 @@ from app.audit.service import AuditService
 
 _LOOKS = ("GET", "HEAD", "OPTIONS")
 _REFUSED = (401, 403, 429)
+_OBJECT = re.compile(rb"(?:job|upl)_[0-9a-f]{24}")
 
 
 class RequestLog:
@@ -22,12 +24,13 @@ class RequestLog:
             return
         state = scope.setdefault("state", {})
         state["request_id"] = f"req_{secrets.token_hex(8)}"
-        status = 500
+        status, made = 500, b""
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, made
             if message["type"] == "http.response.start":
                 status = message["status"]
+                made = dict(message["headers"]).get(b"location", b"")
                 message["headers"] = [*message["headers"], (b"x-request-id", state["request_id"].encode())]
             await send(message)
 
@@ -35,9 +38,11 @@ class RequestLog:
             await self._app(scope, receive, send_with_id)
         finally:
             if scope["method"] not in _LOOKS or status in _REFUSED:
+                about = _OBJECT.search(made or scope["path"].encode())
                 entry = {
                     "method": scope["method"],
                     "path": scope["path"][:500],  # without the query: it may hold a signature
+                    "object": about[0].decode() if about else None,
                     "status": status,
                     "code": state.get("code"),
                     "client": scope["client"][0] if scope.get("client") else None,

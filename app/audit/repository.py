@@ -6,7 +6,6 @@ from typing import Any
 
 from redis import Redis
 
-_KEPT = 100_000  # entries a stream, about
 NOBODY = ""  # the tenant of requests without a good key
 
 
@@ -20,15 +19,20 @@ def entry_fields(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 class AuditRepository:
-    """Writes and reads, for the operator's commands."""
+    """Writes and reads, for the operator's commands.
 
-    def __init__(self, redis: Redis) -> None:
+    Args:
+        kept: about so many entries of each stream; older ones go.
+    """
+
+    def __init__(self, redis: Redis, kept: int) -> None:
         self._redis: Any = redis
+        self._kept = kept
 
     def add(self, tenant: str, entry: Mapping[str, Any]) -> None:
-        self._redis.xadd(stream_of(tenant), entry_fields(entry), maxlen=_KEPT, approximate=True)
+        self._redis.xadd(stream_of(tenant), entry_fields(entry), maxlen=self._kept, approximate=True)
 
-    def newest(self, tenant: str, limit: int, before: str | None = None) -> list[tuple[str, dict[str, Any]]]:
-        """Ids (milliseconds-sequence) and entries, newest first; those before an id where it is given."""
-        found = self._redis.xrevrange(stream_of(tenant), max=f"({before}" if before else "+", count=limit)
+    def newest(self, tenant: str, limit: int, since_ms: int = 0) -> list[tuple[str, dict[str, Any]]]:
+        """Ids (milliseconds-sequence) and entries, newest first, from a time on."""
+        found = self._redis.xrevrange(stream_of(tenant), min=since_ms, count=limit)
         return [(entry_id, json.loads(fields["data"])) for entry_id, fields in found]

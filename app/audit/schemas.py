@@ -13,6 +13,7 @@ class AuditEntry(BaseModel):
     action: str | None = Field(None, description="what an operator did to the key")
     method: str | None = None
     path: str | None = None
+    object: str | None = Field(None, description="id of the job or upload that the request named or made")
     status: int | None = None
     code: str | None = Field(None, description="of the problem, where the request was refused")
     client: str | None = Field(None, description="address the request came from")
@@ -30,7 +31,8 @@ AUDIT_EXAMPLE: dict[str, Any] = {
     "data": [
         {
             "id": "1763978400000-0", "key": "0123456789ab", "action": None, "method": "POST", "path": "/v1/enhance",
-            "status": 202, "code": None, "client": "192.0.2.7", "request_id": "req_5f2b1c0123456789",
+            "object": "job_0123456789abcdef01234567", "status": 202, "code": None,
+            "client": "192.0.2.7", "request_id": "req_5f2b1c0123456789",
         }
     ],
     "last_id": "1763978400000-0",

@@ -7,25 +7,44 @@ from typing import Any
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
-from app.audit.repository import _KEPT, NOBODY, entry_fields, stream_of
+from app.audit.repository import NOBODY, entry_fields, stream_of
 from app.audit.schemas import AuditEntry, AuditPage
 from app.keys.caller import Caller
 
 _log = logging.getLogger("known.audit")
+_NOT_KEPT = "rate_limited"  # or whoever sends too much would push out what the log is for
 
 
 class AuditService:
-    def __init__(self, redis: AsyncRedis) -> None:
+    """Args:
+    kept: about so many entries of each stream; older ones go.
+    """
+
+    def __init__(self, redis: AsyncRedis, kept: int) -> None:
         self._redis = redis
+        self._kept = kept
+
+    @staticmethod
+    def start() -> None:
+        """Let entries appear in the process's log, a JSON object a line: uvicorn shows only its own loggers' INFO."""
+        if not _log.handlers:
+            _log.addHandler(logging.StreamHandler())
+            _log.setLevel(logging.INFO)
+            _log.propagate = False
 
     async def add(self, caller: Caller | None, entry: dict[str, Any]) -> None:
-        """Into the tenant's stream and the process's log; while the store is away, into the log alone."""
+        """Into the tenant's stream and the process's log.
+
+        While the store is away into the log alone, and always so what is over a rate limit.
+        """
         tenant = caller.tenant if caller else NOBODY
         entry = {**entry, "key": caller.key_id if caller else None}
         _log.info("%s", json.dumps({"tenant": tenant or None, **entry}))
+        if entry.get("code") == _NOT_KEPT:
+            return
         fields: Any = entry_fields(entry)
         try:
-            await self._redis.xadd(stream_of(tenant), fields, maxlen=_KEPT, approximate=True)
+            await self._redis.xadd(stream_of(tenant), fields, maxlen=self._kept, approximate=True)
         except RedisError as error:
             _log.error("this entry is in no stream: %s", error)
 

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from app.dependencies import Repository
+from app.dependencies import Repository, Settings
 from app.health.schemas import Health, Ready
 from app.problems import problem_responses
 
@@ -17,9 +17,9 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="Can jobs be accepted",
-            responses={200: {"content": {"application/json": {"example": {"status": "ok", "workers": 1}}}},
-                       **problem_responses(503)})  # fmt: skip
-def readyz(repository: Repository) -> Ready:
+            responses={200: {"content": {"application/json": {
+                "example": {"status": "ok", "workers": 1, "access": "keys"}}}}, **problem_responses(503)})  # fmt: skip
+def readyz(repository: Repository, settings: Settings) -> Ready:
     """200 when the job store answers; ``workers`` is how many have said lately that they run."""
     repository.ping()
-    return Ready(workers=repository.workers())
+    return Ready(workers=repository.workers(), access=settings.access)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Health(BaseModel):
@@ -11,3 +11,4 @@ class Health(BaseModel):
 
 class Ready(Health):
     workers: int
+    access: Literal["open", "keys"] = Field(description="open: no API key is asked for, this machine alone is answered")

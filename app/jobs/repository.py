@@ -1,6 +1,7 @@
 """Job records in Redis or Valkey. Every change goes through states.lua; the rest only reads."""
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
 
+_UPLOAD_ID = re.compile(r'"(upl_[0-9a-f]{24})"')
 _IN_FLIGHT_S = 600  # what making a job may take; a crash frees the key after it
 _KEPT_S = 48 * 3600  # how long a key stands for its job
 
@@ -40,15 +42,20 @@ class JobNotFound(KnownError):
         super().__init__("job_not_found", f"there is no job {job_id[:80]!r}", "List them: GET /v1/jobs.")
 
 
-def connect(url: str) -> Redis:
-    """A client with bounded waits that reconnects: a restart of the server is not an error of the job."""
+def connect(url: str, *, timeout_s: float = 30, tries: int = 11) -> Redis:
+    """A client with bounded waits that reconnects: a restart of the server is not an error of the job.
+
+    Args:
+        timeout_s: for one answer.
+        tries: of a call, before its error is raised.
+    """
     client: Redis = Redis.from_url(
         url,
         decode_responses=True,
-        socket_timeout=30,
-        socket_connect_timeout=5,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, 5),
         health_check_interval=25,
-        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries=10),
+        retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries=tries - 1),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
     return client
@@ -109,9 +116,7 @@ class JobRepository:
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
         pairs += ["secret", secret] if secret else []
         answer = self._call("create", job_id, REQUEUE_GRACE_MS, max_queued, "tenant", tenant, *pairs)
-        if answer[0] == "exists":
-            raise ValueError(f"job {job_id} exists already")
-        return bool(answer[0] == "ok")
+        return bool(answer[0] != "full")  # or it exists: the call was repeated
 
     def reserve(self, tenant: str, key: str, fingerprint: str, job_id: str) -> "Reservation | None":
         """Say that a request with an idempotency key is being answered by making ``job_id``.
@@ -120,11 +125,11 @@ class JobRepository:
             fingerprint: of the request's body.
 
         Returns:
-            None where the key is new; else that of whoever came first.
+            None where the key is new (or this very call is repeated); else that of whoever came first.
         """
         mine = f"{fingerprint} {job_id}"
         there = self._redis.set(_idempotency_key(tenant, key), mine, nx=True, get=True, ex=_IN_FLIGHT_S)
-        if there is None:
+        if there in (None, mine):
             return None
         first, first_id, *made = str(there).split()
         return Reservation(first, first_id, made=bool(made) or bool(self._redis.exists(f"known:job:{first_id}")))
@@ -332,6 +337,15 @@ class JobRepository:
         """Open jobs that it is time to look at: their lease has run out, or nobody has claimed them."""
         overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, self._now())
         return overdue
+
+    def uploads_in_use(self, tenant: str) -> set[str]:
+        """The ids of uploads that the tenant's jobs which have not ended were given."""
+        pipe = self._redis.pipeline(transaction=False)
+        for status in JobStatus:
+            if not status.terminal:
+                for job_id in self._redis.zrange(_jobs_key(tenant, status), 0, -1):
+                    pipe.hget(f"known:job:{job_id}", "request")
+        return {upload_id for request in pipe.execute() if request for upload_id in _UPLOAD_ID.findall(request)}
 
     def ended_for(self, milliseconds: float) -> list[str]:
         """Jobs that ended so long ago (infinity: none), and those whose deletion was begun and cut short."""

@@ -1,10 +1,12 @@
 """Jobs: accept, show, cancel, publish again."""
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from app.inspection import Inspector
 from app.jobs.deletion import delete_job
@@ -36,6 +38,7 @@ from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
 
+_log = logging.getLogger(__name__)
 Input = ModelInput | StateInput | DatasetInput
 _LOOK_AGAIN_S = 30  # when a tenant that has too many jobs waiting may try again
 
@@ -126,7 +129,7 @@ class JobService:
                 "Send it again when one of them has begun, or cancel one.",
                 _LOOK_AGAIN_S,
             )
-        wake(self._celery, job_id)
+        self._wake(job_id)
         return self.get(job_id)
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
@@ -245,8 +248,15 @@ class JobService:
         wish = {"hub": target.model_dump(mode="json"), "candidate": request.candidate}
         if not self._repository.republish(job_id, wish, self._sealer.seal(token) if token else None):
             raise KnownError("publish_in_progress", "the job is being published already", "Wait until it is done.")
-        wake(self._celery, job_id)
+        self._wake(job_id)
         return self.get(job_id)
+
+    def _wake(self, job_id: str) -> None:
+        """The job is recorded, and so accepted; where its wake-up cannot be sent, a reaper sends one."""
+        try:
+            wake(self._celery, job_id)
+        except OperationalError as error:
+            _log.warning("no wake-up for %s, the reaper will send one: %s", job_id, error)
 
 
 def _shown(request: EnhanceRequest) -> dict[str, Any]:

@@ -58,7 +58,13 @@ class StoreSettings(BaseSettings):
         30, ge=0, description="a job is deleted so long after it has ended, with its files; 0: never"
     )
     max_running_jobs: int = Field(0, ge=0, description="of a tenant at once; 0: any number")
+    audit_entries: int = Field(100_000, ge=1, description="kept of each tenant, about; older ones go")
     max_attempts: int = Field(3, ge=1, description="times a job is started before it fails with worker_died")
+
+    upload_expiry_seconds: float = Field(
+        86400, gt=0, description="an incomplete upload without a byte for so long goes"
+    )
+    upload_retention_days: float = Field(30, ge=0, description="an upload that no job uses for so long goes; 0: never")
 
     hub_endpoint: str | None = Field(None, description="address of the Hub; null: HF_ENDPOINT or huggingface.co")
     hub_token: SecretStr | None = Field(None, description="used where a request brings none")

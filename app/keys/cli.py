@@ -1,7 +1,6 @@
 """`known keys`: the operator makes, lists and revokes API keys, on the store itself."""
 
 import json
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,8 +11,6 @@ from app.keys.caller import Scope
 from known_core.errors import KnownError
 
 keys_app = typer.Typer(help="Make and revoke API keys, as the operator.", no_args_is_help=True)
-_DAY_MS = 86_400_000
-_UNITS = {"h": _DAY_MS // 24, "d": _DAY_MS, "y": 365 * _DAY_MS}
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 _console = Console(stderr=True)
 
@@ -26,11 +23,13 @@ def create(
     expires: Annotated[str | None, typer.Option(help="after 12h, 90d, 1y; default: never")] = None,
 ) -> None:
     """Make a key. It is printed once, alone on standard output, and cannot be read again."""
+    from app.keys.durations import milliseconds
     from app.keys.record import new_key
 
+    lasts_ms = None if expires is None else milliseconds("--expires", expires)
     repository, audit = _store()
     scopes = frozenset(scope or (Scope.READ, Scope.WRITE))
-    key, token = new_key(tenant, name, scopes, repository.now(), _milliseconds(expires))
+    key, token = new_key(tenant, name, scopes, repository.now(), lasts_ms)
     repository.add(key)
     audit(tenant, "key created", key.id)
     print(token)
@@ -70,18 +69,10 @@ def _store() -> Any:
     from app.jobs.settings import StoreSettings
     from app.keys.repository import KeyRepository
 
-    redis = connect(StoreSettings().redis_url)
-    log = AuditRepository(redis)
+    settings = StoreSettings()
+    redis = connect(settings.redis_url)
+    log = AuditRepository(redis, settings.audit_entries)
     return KeyRepository(redis), lambda tenant, action, key: log.add(tenant, {"action": action, "key": key})
-
-
-def _milliseconds(expires: str | None) -> int | None:
-    if expires is None:
-        return None
-    match = re.fullmatch(r"(\d{1,5})([hdy])", expires)
-    if not match or int(match[1]) == 0:
-        raise KnownError("usage", f"--expires is {expires!r}", "Give hours, days or years: 12h, 90d, 1y.")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def _shown(key: Any) -> dict[str, Any]:

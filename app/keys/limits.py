@@ -2,8 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 
-from limits import parse
+from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
@@ -13,11 +14,14 @@ from known_core.errors import KnownError
 
 
 class TooMany(KnownError):
-    """Refused for now. ``retry_after_s`` is for the Retry-After header."""
+    """Refused for now. ``retry_after_s`` is for the Retry-After header, ``headers`` come beside it."""
 
-    def __init__(self, code: str, message: str, hint: str, retry_after_s: int) -> None:
+    def __init__(
+        self, code: str, message: str, hint: str, retry_after_s: int, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(code, message, hint, retryable=True)
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
 
 class RateLimits:
@@ -34,28 +38,32 @@ class RateLimits:
         if self._requests is None or caller.key_id is None:
             return
         if not await self._limiter.hit(self._requests, "requests", caller.tenant):
-            window = await self._limiter.get_window_stats(self._requests, "requests", caller.tenant)
-            raise TooMany(
-                "rate_limited",
+            raise await self._refusal(
+                self._requests,
+                ("requests", caller.tenant),
                 f"the tenant {caller.tenant} has sent more than {self._requests}",
                 "Wait as long as Retry-After says; ?wait= and event streams need fewer requests than polling.",
-                _seconds_until(window.reset_time),
             )
 
     async def check_failures(self, address: str) -> None:
         """Raises: TooMany ``rate_limited`` for an address that has tried too many wrong keys."""
         if not await self._limiter.test(self._failures, "failures", address):
-            window = await self._limiter.get_window_stats(self._failures, "failures", address)
-            raise TooMany(
-                "rate_limited",
+            raise await self._refusal(
+                self._failures,
+                ("failures", address),
                 f"more than {self._failures} requests with a wrong key came from {address}",
                 "Wait as long as Retry-After says, then send a good key.",
-                _seconds_until(window.reset_time),
             )
 
     async def count_failure(self, address: str) -> None:
         await self._limiter.hit(self._failures, "failures", address)
 
-
-def _seconds_until(reset_time: float) -> int:
-    return max(1, math.ceil(reset_time - time.time()))
+    async def _refusal(self, limit: RateLimitItem, of: tuple[str, str], message: str, hint: str) -> TooMany:
+        """With the header fields of draft-ietf-httpapi-ratelimit-headers-10; asked of the store only to refuse."""
+        window = await self._limiter.get_window_stats(limit, *of)
+        wait_s = max(1, math.ceil(window.reset_time - time.time()))
+        headers = {
+            "RateLimit-Policy": f'"{of[0]}";q={limit.amount};w={limit.get_expiry()}',
+            "RateLimit": f'"{of[0]}";r={window.remaining};t={wait_s}',
+        }
+        return TooMany("rate_limited", message, hint, wait_s, headers)

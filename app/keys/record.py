@@ -4,12 +4,13 @@ import hashlib
 import hmac
 import re
 import secrets
+import zlib
 from dataclasses import dataclass
 
 from app.keys.caller import Caller, Scope
 from known_core.errors import KnownError
 
-_FORM = re.compile(r"known_([0-9a-f]{12})_([0-9A-Za-z_-]{43})")
+_FORM = re.compile(r"(known_([0-9a-f]{12})_([0-9A-Za-z_-]{43}))([0-9a-f]{8})")  # id, secret, crc32 of what is before
 _TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
 
@@ -53,13 +54,19 @@ def new_key(tenant: str, name: str, scopes: frozenset[Scope], now: int, lasts_ms
         )
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     expires_at = None if lasts_ms is None else now + lasts_ms
-    return Key(key_id, _sha256(secret), tenant, name, scopes, now, expires_at), f"known_{key_id}_{secret}"
+    text = f"known_{key_id}_{secret}"
+    return Key(key_id, _sha256(secret), tenant, name, scopes, now, expires_at), text + _checksum(text)
 
 
 def parse_token(token: str) -> tuple[str, str] | None:
-    """The id and the secret in a key's text; None where it is not a key's."""
+    """The id and the secret in a key's text; None where it is not a key's, or was mistyped: the store is not asked."""
     match = _FORM.fullmatch(token)
-    return (match[1], match[2]) if match else None
+    return (match[2], match[3]) if match and match[4] == _checksum(match[1]) else None
+
+
+def _checksum(text: str) -> str:
+    """Not a secret's: it tells typing errors, and a key from text that looks like one (secret scanners)."""
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _sha256(secret: str) -> str:

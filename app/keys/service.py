@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import logging
+import re
 import time
 from typing import Any
 
@@ -18,7 +19,9 @@ from known_core.errors import KnownError
 _log = logging.getLogger(__name__)
 _TRUSTED_S = 5.0  # a key that was good stays so for this long without asking the store: what a revocation may take
 _REMEMBERED = 10_000  # keys
-_PROXIED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_USED_MS = 60_000  # how coarse last_used_at is
+_PROXIED = re.compile(r"forwarded|x-forwarded-.*|x-real-ip|via")
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+)(?::\d{1,5})?")  # RFC 3986, without what no browser sends
 _CREATE = "Ask the operator for one: known keys create. Send it as Authorization: Bearer known_..."
 
 
@@ -52,7 +55,7 @@ class KeyService:
                 ``open_mode_is_local``.
         """
         if token is not None:
-            caller = await self._by_key(token)
+            caller = await self._by_key(request, token)
         elif self._open:
             _check_local(request)
             caller = LOCAL
@@ -61,35 +64,48 @@ class KeyService:
         request.state.caller = caller
         return caller
 
-    async def _by_key(self, token: str) -> Caller:
+    async def _by_key(self, request: Request, token: str) -> Caller:
         digest, now = hashlib.sha256(token.encode()).hexdigest(), time.monotonic()
         caller, until = self._trusted.get(digest, (LOCAL, 0.0))
         if now < until:
             return caller
         self._trusted.pop(digest, None)
-        key = await self._checked(token)
+        key, now_ms = await self._opened(token)
+        request.state.caller = key.caller  # whose log a refusal goes into
+        _check_valid(key, now_ms)
+        if now_ms - (key.last_used_at or 0) > _USED_MS:
+            await self._redis.hset(key_name(key.id), "last_used_at", now_ms)
         if len(self._trusted) >= _REMEMBERED:
             self._trusted.clear()
-        self._trusted[digest] = key.caller, now + _TRUSTED_S
+        left_s = _TRUSTED_S if key.expires_at is None else min(_TRUSTED_S, (key.expires_at - now_ms) / 1000)
+        self._trusted[digest] = key.caller, now + left_s
         return key.caller
 
-    async def _checked(self, token: str) -> Key:
+    async def _opened(self, token: str) -> tuple[Key, int]:
+        """The key of this text, and the store's time. Raises: KnownError ``key_invalid``, whatever is wrong with it."""
         parts = parse_token(token)
-        key_id, secret = parts or ("", "")
+        if parts is None:
+            raise _invalid()
+        key_id, secret = parts
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(key_name(key_id))
             pipe.time()
             answer: list[Any] = await pipe.execute()
         fields, (seconds, micros) = answer
-        if not parts or not fields or not parse_key(fields).opened_by(secret):
-            raise KnownError("key_invalid", "the API key is not one of this service", _CREATE)
-        key, now_ms = parse_key(fields), seconds * 1000 + micros // 1000
-        if key.revoked_at is not None:
-            raise KnownError("key_revoked", f"the API key {key.id} ({key.name}) was revoked", _CREATE)
-        if key.expires_at is not None and key.expires_at <= now_ms:
-            raise KnownError("key_expired", f"the API key {key.id} ({key.name}) has expired", _CREATE)
-        await self._redis.hset(key_name(key.id), "last_used_at", now_ms)
-        return key
+        if not fields or not parse_key(fields).opened_by(secret):
+            raise _invalid()
+        return parse_key(fields), seconds * 1000 + micros // 1000
+
+
+def _invalid() -> KnownError:
+    return KnownError("key_invalid", "the API key is not one of this service", _CREATE)
+
+
+def _check_valid(key: Key, now_ms: int) -> None:
+    if key.revoked_at is not None:
+        raise KnownError("key_revoked", f"the API key {key.id} ({key.name}) was revoked", _CREATE)
+    if key.expires_at is not None and key.expires_at <= now_ms:
+        raise KnownError("key_expired", f"the API key {key.id} ({key.name}) has expired", _CREATE)
 
 
 def require(caller: Caller, scope: Scope) -> None:
@@ -103,16 +119,22 @@ def require(caller: Caller, scope: Scope) -> None:
 
 
 def _check_local(request: Request) -> None:
-    """Open mode answers this machine alone: no other, no proxy's client, no page that rebinds its name to loopback."""
+    """Open mode answers this machine alone.
+
+    No other machine, no proxy's client, and no web page of another site: neither one whose name was rebound to loopback
+    (Host) nor one that sends its forms here (Origin).
+    """
     client = request.client.host if request.client else "127.0.0.1"  # none: a Unix socket
-    proxied = next((name for name in _PROXIED if name in request.headers), None)
-    host = request.url.hostname or ""
+    proxied = next((name for name in request.headers if _PROXIED.fullmatch(name)), None)
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
     if proxied:
         what = f"the request came through a proxy ({proxied})"
     elif not _is_loopback(client):
         what = f"the request came from {client}"
-    elif not (host == "localhost" or host.endswith(".localhost") or _is_loopback(host)):
+    elif not _names_loopback(host):
         what = f"the request is for the host {host[:80]!r}"
+    elif origin is not None and not _names_loopback(origin.partition("://")[2]):
+        what = f"the request was sent by a page of {origin[:80]!r}"
     else:
         return
     raise KnownError(
@@ -120,6 +142,13 @@ def _check_local(request: Request) -> None:
         f"no API keys are asked for, so only this machine is answered, and {what}",
         "Set KNOWN_ACCESS=keys, and make a key: known keys create.",
     )
+
+
+def _names_loopback(host: str) -> bool:
+    """Of a Host header: ``localhost``, a name below it (RFC 6761), or a loopback address; with or without a port."""
+    match = _HOST.fullmatch(host)
+    name = match[1].strip("[]").lower() if match else ""
+    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
 
 def _is_loopback(host: str) -> bool:

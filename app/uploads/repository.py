@@ -1,63 +1,270 @@
-"""Uploads on disk: one folder each, with the bytes and what is known of them."""
+"""Uploads on disk, a folder each. Imports nothing of HTTP, so that a worker may use it.
 
+<root>/<tenant>/upl_.../content          the bytes
+                        incoming.json    while it is not complete: what its client says it will be
+                        upload.json      once it is complete: name, bytes, sha256
+"""
+
+import fcntl
+import hashlib
 import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
-from app.uploads.schemas import UploadView
+from app.uploads.content import CONTENT, Content, offset_of
+from app.uploads.record import Upload, new_upload_id
 from known_core.errors import KnownError
 from known_core.files import fsync_directory, read_json, write_json
+
+_INCOMING, _COMPLETE = "incoming.json", "upload.json"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What uploads may take. Bytes and seconds.
+
+    Args:
+        tenant_bytes: of all of a tenant's uploads, with what the incomplete ones will need; 0: any number.
+        free_bytes: what has to stay free on the disk.
+        expiry_s: an incomplete upload that gets no byte for this long is removed.
+    """
+
+    tenant_bytes: int = 0
+    free_bytes: int = 0
+    expiry_s: float = 24 * 3600
 
 
 class UploadRepository:
     """Args: root: the folder that holds the uploads, a folder for each tenant."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits: Limits | None = None) -> None:
         self._root = root
+        self._limits = limits or Limits()
+
+    def create(
+        self, tenant: str, *, filename: str, length: int | None, sha256: str | None = None, metadata: str = ""
+    ) -> Upload:
+        """Make room for an upload; durable. Raises: KnownError ``storage_quota_exceeded``, ``disk_full``."""
+        upload_id = new_upload_id()
+        folder = self._folder(tenant, upload_id)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._room_for(tenant, length or 0):
+            folder.mkdir()
+            (folder / CONTENT).touch()
+            write_json(
+                folder / _INCOMING, {"filename": filename, "bytes": length, "sha256": sha256, "metadata": metadata}
+            )
+        fsync_directory(folder.parent)
+        return self.get(tenant, upload_id)
+
+    def get(self, tenant: str, upload_id: str) -> Upload:
+        """Raises: KnownError ``upload_not_found``, also where it is another tenant's; ``upload_expired``."""
+        upload = self._find(tenant, upload_id)
+        if upload.expires_at is not None and upload.expires_at < time.time():
+            raise KnownError(
+                "upload_expired",
+                f"no byte of the upload {upload_id} came for {self._limits.expiry_s:g} seconds",
+                "Start a new one: POST /v1/uploads.",
+            )
+        return upload
+
+    def _find(self, tenant: str, upload_id: str) -> Upload:
+        folder = self._folder(tenant, upload_id)
+        with suppress(FileNotFoundError):
+            said = read_json(folder / _COMPLETE)
+            return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said.get("metadata", ""),
+                          offset=said["bytes"], complete=True)  # fmt: skip
+        try:
+            said = read_json(folder / _INCOMING)
+            expires_at = (folder / CONTENT).stat().st_mtime + self._limits.expiry_s
+            return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said["metadata"],
+                          offset=offset_of(folder), expires_at=expires_at)  # fmt: skip
+        except FileNotFoundError as error:
+            raise _not_found(upload_id) from error
 
     def path(self, tenant: str, upload_id: str) -> Path:
-        """Where the bytes are. Raises: KnownError ``upload_not_found``, also where it is another tenant's."""
-        if not (self._root / tenant / upload_id / "upload.json").is_file():
-            raise KnownError("upload_not_found", f"there is no upload {upload_id}", "POST /v1/uploads gives an id.")
-        return self._root / tenant / upload_id / "content"
+        """Where the bytes of a complete upload are; this counts as using it. Raises: KnownError ``upload_not_found``,
+        ``upload_incomplete``."""
+        upload = self.get(tenant, upload_id)
+        if not upload.complete:
+            raise KnownError(
+                "upload_incomplete",
+                f"{upload.offset} of {upload.length} bytes of the upload {upload_id} are here",
+                "Send the rest first: HEAD /v1/uploads/{id} says where to go on.",
+            )
+        folder = self._folder(tenant, upload_id)
+        os.utime(folder / _COMPLETE)
+        return folder / CONTENT
 
-    def get(self, tenant: str, upload_id: str) -> UploadView:
-        """Raises: KnownError ``upload_not_found``."""
-        return UploadView.model_validate(read_json(self.path(tenant, upload_id).parent / "upload.json"))
+    def open(self, tenant: str, upload_id: str) -> Content:
+        """The content of an incomplete upload, for one writer; close it. Raises: KnownError as ``get``;
+        ``upload_locked``, ``upload_complete``."""
+        self.get(tenant, upload_id)
+        content = self._lock(tenant, upload_id)
+        try:
+            if not self.get(tenant, upload_id).complete:  # looked at again, now that nobody else can complete it
+                return content
+        except BaseException:
+            content.close()
+            raise
+        content.close()
+        raise KnownError("upload_complete", f"the upload {upload_id} is complete", "Use its id in a job.")
 
-    def receive(self, tenant: str, upload_id: str) -> "Receiving":
-        """A context that takes the bytes; what is not kept leaves nothing behind."""
-        return Receiving(self._root / tenant / upload_id)
+    def _lock(self, tenant: str, upload_id: str) -> Content:
+        try:
+            return Content(self._folder(tenant, upload_id))
+        except FileNotFoundError as error:
+            raise _not_found(upload_id) from error
+
+    def append(self, tenant: str, content: Content, data: memoryview, *, reserved: bool) -> None:
+        """Write bytes at the end of an upload.
+
+        Args:
+            reserved: whether ``create`` was told of these bytes; else the tenant's quota is asked now.
+
+        Raises:
+            KnownError: ``storage_quota_exceeded``, ``disk_full``; OSError.
+        """
+        if reserved:
+            self._check_disk(len(data))
+            content.append(data)
+        else:
+            with self._room_for(tenant, len(data)):
+                content.append(data)
+
+    def complete(self, tenant: str, content: Content, sha256: str | None) -> Upload:
+        """All bytes are here: check them, make them durable, and make the upload usable.
+
+        Args:
+            sha256: of the content where it is known; None reads it again.
+
+        Raises:
+            KnownError: ``checksum_mismatch``; then the upload is gone.
+        """
+        upload_id = content.folder.name
+        said = read_json(content.folder / _INCOMING)
+        content.sync()
+        if sha256 is None:
+            digest = hashlib.sha256()
+            content.read_into(digest.update)
+            sha256 = digest.hexdigest()
+        if said["sha256"] not in (None, sha256):
+            _remove(content.folder)
+            raise KnownError(
+                "checksum_mismatch",
+                f"the bytes received have sha256 {sha256}, not {said['sha256']}; the upload was removed",
+                "Upload again; if it happens again, compute the sha256 of the file anew.",
+            ).at("/sha256")
+        known = {"filename": said["filename"], "bytes": content.offset, "sha256": sha256, "metadata": said["metadata"]}
+        write_json(content.folder / _COMPLETE, {"id": upload_id, "object": "upload", **known})
+        (content.folder / _INCOMING).unlink()
+        return self.get(tenant, upload_id)
+
+    def remove(self, tenant: str, upload_id: str) -> None:
+        """Remove an upload, complete or not. Raises: KnownError ``upload_not_found``, ``upload_locked``."""
+        self._find(tenant, upload_id)
+        content = self._lock(tenant, upload_id)
+        try:
+            _remove(content.folder)
+        finally:
+            content.close()
+
+    def discard(self, content: Content) -> None:
+        """Remove the upload whose content the caller holds."""
+        if content.folder.is_dir():
+            _remove(content.folder)
+
+    def sweep(self, retention_s: float, in_use: Callable[[str], Collection[str]]) -> int:
+        """Remove what expired, and complete uploads that were not used for long.
+
+        Args:
+            retention_s: how long a complete upload that no job uses is kept after its last use, in seconds.
+            in_use: the ids that a tenant's jobs still need; asked where there is something to remove.
+
+        Returns:
+            How many were removed.
+        """
+        removed = 0
+        for tenant in self._root.glob("*"):
+            over = [folder for folder in tenant.glob("upl_*") if self._is_over(folder, retention_s)]
+            kept = in_use(tenant.name) if over else ()
+            removed += sum(self._sweep_one(folder, retention_s) for folder in over if folder.name not in kept)
+        return removed
+
+    def _sweep_one(self, folder: Path, retention_s: float) -> bool:
+        try:
+            content = self._lock(folder.parent.name, folder.name)
+        except KnownError:  # a byte came after all, or somebody else removed it
+            return False
+        try:
+            if over := self._is_over(folder, retention_s):
+                _remove(folder)
+            return over
+        finally:
+            content.close()
+
+    def _is_over(self, folder: Path, retention_s: float) -> bool:
+        try:
+            return (folder / _COMPLETE).stat().st_mtime + retention_s < time.time()
+        except FileNotFoundError:
+            try:
+                return (folder / CONTENT).stat().st_mtime + self._limits.expiry_s < time.time()
+            except FileNotFoundError:
+                return False
+
+    def _folder(self, tenant: str, upload_id: str) -> Path:
+        return self._root / tenant / upload_id
+
+    @contextmanager
+    def _room_for(self, tenant: str, more: int) -> Iterator[None]:
+        """A block in which so many bytes may be added: nobody else adds to the tenant's meanwhile."""
+        self._check_disk(more)
+        if not self._limits.tenant_bytes:
+            yield
+            return
+        descriptor = os.open(self._root / tenant, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            used = sum(_reserved(folder) for folder in (self._root / tenant).glob("upl_*"))
+            if used + more > self._limits.tenant_bytes:
+                raise KnownError(
+                    "storage_quota_exceeded",
+                    f"{more} more bytes with the {used} that your uploads take are above {self._limits.tenant_bytes}",
+                    "Delete uploads that are no longer needed: DELETE /v1/uploads/{id}.",
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_disk(self, more: int) -> None:
+        free = shutil.disk_usage(self._root).free
+        if free - more < self._limits.free_bytes:
+            raise KnownError(
+                "disk_full",
+                f"{more} bytes are to be stored, {free} are free, and {self._limits.free_bytes} have to stay free",
+                "Try again later, or ask the operator for space (KNOWN_MIN_FREE_BYTES).",
+                retryable=True,
+            )
 
 
-class Receiving:
-    """Bytes on their way to disk."""
+def _not_found(upload_id: str) -> KnownError:
+    return KnownError("upload_not_found", f"there is no upload {upload_id[:80]!r}", "POST /v1/uploads gives an id.")
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._kept = False
 
-    def __enter__(self) -> "Receiving":
-        self._folder.mkdir(parents=True)
-        self._file: BinaryIO = (self._folder / "content").open("wb")
-        return self
+def _reserved(folder: Path) -> int:
+    """What an upload counts for: its bytes, or those it will have."""
+    try:
+        size = (folder / CONTENT).stat().st_size
+        return max(size, read_json(folder / _INCOMING)["bytes"] or 0)
+    except FileNotFoundError:  # complete, or just removed
+        return (folder / CONTENT).stat().st_size if (folder / CONTENT).is_file() else 0
 
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
 
-    def keep(self, upload: UploadView) -> None:
-        """The upload is complete: make it durable and visible."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        write_json(self._folder / "upload.json", upload.model_dump())
-        fsync_directory(self._folder.parent)
-        self._kept = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if not self._kept:
-            (self._folder / "content").unlink(missing_ok=True)
-            self._folder.rmdir()
+def _remove(folder: Path) -> None:
+    for name in (_COMPLETE, _INCOMING):  # first, so that whatever stops the rest, it is not there any more
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder)

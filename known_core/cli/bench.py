@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from known_core.cli.options import AsJson, console, interruptible
+from known_core.cli.options import AsJson, console, interruptible, parse_size
 
 bench_app = typer.Typer(help="Measure the method and the service.", no_args_is_help=True)
 
@@ -96,3 +96,18 @@ def bench_nowcast(
         print(json.dumps(rows, indent=2))
     else:
         show_engines(rows, Console())
+
+
+@bench_app.command("upload")
+def bench_upload(
+    size: Annotated[str, typer.Option(help="of one upload, such as 5GB or 200MB")] = "5GB",
+    rounds: Annotated[int, typer.Option(min=1, help="of each kind, one after the other")] = 5,
+    work: Annotated[Path | None, typer.Option(help="folder to write to; default: that for temporary files")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time uploads to the real API beside a bare ASGI handler that writes the body to a file, and watch its memory."""
+    from known_core.bench.upload import run_upload, upload_summary
+
+    with interruptible("interrupted"):
+        found = run_upload(parse_size(size), rounds, work, lambda what: console.print(what, style="dim"))
+    print(json.dumps(found, indent=2) if as_json else upload_summary(found))

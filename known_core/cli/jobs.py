@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from known_core.cli.options import DEFAULT_SERVER, INTERRUPTED, AsJson, HubToken, Server, console, read_json_file
+from known_core.cli.options import (
+    DEFAULT_SERVER,
+    INTERRUPTED,
+    ApiKey,
+    AsJson,
+    HubToken,
+    Server,
+    console,
+    read_json_file,
+)
 from known_core.errors import KnownError
 
 jobs_app = typer.Typer(help="Look at jobs and stop them.", no_args_is_help=True)
@@ -50,6 +59,7 @@ def enhance(
     wait: Annotated[bool, typer.Option(help="follow the job to its end")] = False,
     out: Annotated[Path | None, typer.Option(help="with --wait: download the selected candidate here")] = None,
     server: Server = DEFAULT_SERVER,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Enhance a checkpoint with its data, both uploaded or on the Hub; or predict from a trajectory."""
@@ -81,7 +91,7 @@ def enhance(
             raise KnownError(
                 "file_missing", f"there is no file or folder {given}", "Check the path; on the Hub it is hub:user/name."
             )
-    with Client(server) as client:
+    with Client(server, api_key) as client:
         with progress_bars(console) as progress:
 
             def bring(given: str, name: str) -> dict[str, Any]:
@@ -164,12 +174,13 @@ def jobs_list(
     limit: Annotated[int, typer.Option(help="at most this many, newest first")] = 20,
     status: Annotated[str | None, typer.Option(help="only jobs in this state")] = None,
     server: Server = DEFAULT_SERVER,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     from known_core.client import Client
 
-    with Client(server) as client:
+    with Client(server, api_key) as client:
         page = client.jobs(limit, status=status)
     if as_json:
         print(json.dumps(page, indent=2))
@@ -180,12 +191,12 @@ def jobs_list(
 
 
 @jobs_app.command("show")
-def jobs_show(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+def jobs_show(job_id: str, server: Server = DEFAULT_SERVER, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Show a job, and its report where there is one."""
     from known_core.client import Client
     from known_core.terminal import show_report
 
-    with Client(server) as client:
+    with Client(server, api_key) as client:
         job = client.job(job_id)
         _print_job(job, as_json)
         if job["status"] == "succeeded" and not as_json:
@@ -193,11 +204,11 @@ def jobs_show(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = Fa
 
 
 @jobs_app.command("cancel")
-def jobs_cancel(job_id: str, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+def jobs_cancel(job_id: str, server: Server = DEFAULT_SERVER, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Cancel a job."""
     from known_core.client import Client
 
-    with Client(server) as client:
+    with Client(server, api_key) as client:
         _print_job(client.cancel(job_id), as_json, fail=False)
 
 
@@ -228,13 +239,14 @@ def jobs_republish(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="with --push: open a pull request")] = False,
     token: HubToken = None,
     server: Server = DEFAULT_SERVER,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a finished job's result on the Hub, again or elsewhere, and wait for it."""
     from known_core.client import Client
 
     request = {"hub": _push_target(push, public, create_pr), "candidate": candidate}
-    with Client(server) as client:
+    with Client(server, api_key) as client:
         job = client.republish(job_id, request, token=token)
         while job["republishing"]:
             time.sleep(0.5)
@@ -243,11 +255,11 @@ def jobs_republish(
 
 
 @jobs_app.command("delete")
-def jobs_delete(job_id: str, server: Server = DEFAULT_SERVER) -> None:
+def jobs_delete(job_id: str, server: Server = DEFAULT_SERVER, api_key: ApiKey = None) -> None:
     """Delete a job that has ended, with its log and artifacts."""
     from known_core.client import Client
 
-    with Client(server) as client:
+    with Client(server, api_key) as client:
         client.delete(job_id)
     print(f"{job_id} deleted")
 
@@ -257,11 +269,12 @@ def jobs_logs(
     job_id: str,
     tail: Annotated[int, typer.Option(help="last lines")] = 1000,
     server: Server = DEFAULT_SERVER,
+    api_key: ApiKey = None,
 ) -> None:
     """Print what a job's process printed."""
     from known_core.client import Client
 
-    with Client(server) as client:
+    with Client(server, api_key) as client:
         print(client.logs(job_id, tail), end="")
 
 

@@ -1,6 +1,7 @@
 """What commands share: flags, the console, and how an interruption ends."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,12 @@ DATA_DIR = Path("~/.local/share/known")
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 Server = Annotated[str, typer.Option(envvar="KNOWN_SERVER", help="address of the service")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="KNOWN_API_KEY", help="of a service that asks for one; other users see flags: prefer KNOWN_API_KEY"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 DataDir = Annotated[Path, typer.Option(envvar="KNOWN_DATA_DIR", help="where everything is kept")]
 HubToken = Annotated[
@@ -44,3 +51,12 @@ def read_json_file(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise KnownError("file_invalid", f"{path} holds a JSON {type(value).__name__}", "It must be an object.")
     return value
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from text such as "5GB" or "200MB" (powers of ten). Raises: KnownError ``usage``."""
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    match = re.fullmatch(r"(\d+)(B|KB|MB|GB)", text.upper())
+    if not match:
+        raise KnownError("usage", f"--size is {text[:40]!r}", "Give a number of B, KB, MB or GB, such as 200MB.")
+    return int(match[1]) * units[match[2]]

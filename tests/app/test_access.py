@@ -75,9 +75,9 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 def test_a_key_made_by_the_operator_opens_and_is_kept_by_nobody(guarded: Stack) -> None:
     made = operator(guarded, "keys", "create", "--tenant", "team-a", "--name", "ci", "--expires", "90d")
     token = made.stdout.strip()
-    assert re.fullmatch(r"known_[0-9a-f]{12}_[\w-]{43}", token)
+    assert re.fullmatch(r"known_[0-9a-f]{12}_[\w-]{43}[0-9a-f]{8}", token)
     assert get(guarded, "/v1/jobs", token).status_code == 200
-    secret = token.rpartition("_")[2] if token.count("_") == 2 else token.split("_", 2)[2]
+    secret = token.split("_", 2)[2][:43]
     for path in guarded.logs.parent.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes(), path
     (key,) = [key for key in json.loads(operator(guarded, "keys", "list", "--json").stdout) if key["name"] == "ci"]
@@ -89,7 +89,7 @@ def test_a_key_made_by_the_operator_opens_and_is_kept_by_nobody(guarded: Stack) 
 def test_requests_without_a_good_key_are_refused(guarded: Stack, key_of: Callable[..., str]) -> None:
     missing = get(guarded, "/v1/jobs")
     assert refusal(missing) == (401, "key_missing")
-    assert missing.headers["WWW-Authenticate"] == "Bearer"
+    assert missing.headers["WWW-Authenticate"] == 'Bearer realm="known"'
     good, other = key_of("team-a"), key_of("team-a")
     swapped = other[:19] + good[19:]  # the id of one, the secret of the other
     for token in (swapped, good[:-1] + ("A" if good[-1] != "A" else "B"), "known_000000000000_" + "A" * 43, "x", "ä"):
@@ -267,21 +267,6 @@ def test_the_client_takes_a_key(guarded: Stack, key_of: Callable[..., str], monk
     monkeypatch.setenv("KNOWN_API_KEY", key_of("team-a"))
     with Client(guarded.url) as client:
         assert client.jobs()["object"] == "list"
-
-
-def test_open_mode_answers_this_machine_alone(stack: Stack) -> None:
-    port = stack.port
-    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"known.localhost:{port}", f"[::1]:{port}"):
-        assert httpx.get(f"{stack.url}/v1/jobs", headers={"Host": host}).status_code == 200
-    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.0.2.1"):
-        answer = httpx.get(f"{stack.url}/v1/jobs", headers={"Host": host})
-        assert refusal(answer) == (403, "open_mode_is_local"), host
-    for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"):
-        answer = httpx.get(f"{stack.url}/v1/jobs", headers={name: "127.0.0.1"})
-        assert refusal(answer) == (403, "open_mode_is_local"), name
-    wrong = httpx.get(f"{stack.url}/v1/jobs", headers={"Authorization": "Bearer known_x"})
-    assert refusal(wrong) == (401, "key_invalid")
-    assert "OPEN: no API key is asked for" in (stack.logs / "api.log").read_text()
 
 
 def test_open_mode_answers_no_other_machine(stack: Stack, tmp_path: Path) -> None:

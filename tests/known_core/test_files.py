@@ -1,6 +1,7 @@
 """Files that are whole or absent."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,24 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     with atomic_folder(target) as temporary:
         left = temporary
+    left = left.with_name(left.name.replace(str(os.getpid()), "4194304"))  # no process has a larger id
     (left / "sub").mkdir(parents=True)
     (left / "sub" / "old").write_text("x")
     target.rmdir()
     with atomic_folder(target) as temporary:
+        assert not left.exists()
         (temporary / "new").write_text("y")
     assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_the_first_of_two_that_make_the_same_folder_wins(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "folder") as slow:
+        with atomic_folder(tmp_path / "folder") as fast:
+            (fast / "result").write_text("fast")
+        slow.mkdir()  # gone with the end of the other; were it there, the end would be the same
+        (slow / "result").write_text("slow")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "result").read_text() == "fast"
 
 
 def test_json_files(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import transformers
 
 from known_core.client import Client
 from known_core.stack import Stack
+from tests.chaos.scene import trainers
 from tests.conftest import SETTINGS, Inputs, ended
-from tests.worker.test_kill import trainers
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from app.jobs.repository import connect
 from known_core.client import Client
 from known_core.errors import KnownError
 from known_core.stack import Stack
+from tests.chaos.scene import content, trainers
 from tests.conftest import SETTINGS, Inputs, ended
-from tests.worker.test_kill import _content, trainers
 
 LONG: dict[str, Any] = {"forgetting": {"epochs_per_stage": 1000, "learning_rate": 1e-6, "batch_size": 32}}
 
@@ -72,7 +72,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_was(
     assert job["attempts"] == 1
     assert job["cost"]["actual_seconds"] > paused["cost"]["actual_seconds"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert _content(client, job_id) == _content(client, finished_job)
+    assert content(client, job_id) == content(client, finished_job)
     assert statuses(client, job_id) == [
         "queued", "validating", "running", "paused", "queued", "validating", "running", "succeeded"
     ]  # fmt: skip

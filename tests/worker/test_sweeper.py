@@ -11,10 +11,11 @@ import pytest
 from app.jobs.deletion import delete_job
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobNotFound, JobRepository
+from app.uploads.repository import UploadRepository
 from known_core.files import link_or_copy
 from worker import sweeper
 from worker.settings import WorkerSettings
-from worker.sweeper import ORPHAN_S, Sweeper, remove_expired, remove_orphans, remove_stages
+from worker.sweeper import ORPHAN_S, Sweeper, remove_expired, remove_orphans, remove_stages, remove_uploads
 
 _DAY_S = 86_400
 
@@ -199,4 +200,52 @@ def test_every_sweep_of_jobs_is_listed(repository: JobRepository, settings: Work
     time.sleep(0.02)
     assert {name: remove() for name, remove in listed.items()} == {
         "expired jobs": 1, "stages of ended jobs": 0, "folders without a job": 0,  # of which none was ever its own
+        "uploads": 0,
     }  # fmt: skip
+
+
+def uploaded(settings: WorkerSettings, age_s: float, complete: bool = True) -> str:
+    """An upload of five bytes, last touched so long ago."""
+    uploads = UploadRepository(settings.data / "uploads")
+    upload_id = uploads.create("local", filename="a", length=5).id
+    content = uploads.open("local", upload_id)
+    content.append(memoryview(b"bytes"))
+    if complete:
+        uploads.complete("local", content, None)
+    content.close()
+    for path in (settings.data / "uploads" / "local" / upload_id).iterdir():
+        os.utime(path, (0, time.time() - age_s))
+    return upload_id
+
+
+def test_uploads_past_their_time_go_unless_a_job_needs_them(
+    repository: JobRepository, settings: WorkerSettings
+) -> None:
+    remove_orphans(repository, settings)  # says whose folder it is
+    settings = settings.model_copy(update={"upload_retention_days": 10, "upload_expiry_seconds": 100})
+    old, new, used = (uploaded(settings, days * _DAY_S) for days in (11, 9, 11))
+    late, early = uploaded(settings, 101, complete=False), uploaded(settings, 50, complete=False)
+    touched = uploaded(settings, 11 * _DAY_S)
+    UploadRepository(settings.data / "uploads").path("local", touched)  # what a request that names it does
+    request = {"model": {"upload_id": used}}
+    job_id = new_job_id()
+    repository.create(job_id, "local", {"request": request, "spec": {}, "hub": {}, "resolved": {}, "metadata": {}})
+    assert remove_uploads(repository, settings) == 2
+    left = {folder.name for folder in (settings.data / "uploads" / "local").iterdir()}
+    assert left == {new, used, early, touched}
+    assert {old, late}.isdisjoint(left)
+    repository.cancel(job_id)
+    assert remove_uploads(repository, settings) == 1
+    for_ever = settings.model_copy(update={"upload_retention_days": 0})
+    assert remove_uploads(repository, for_ever) == 0
+
+
+def test_an_upload_that_is_being_written_is_not_swept(repository: JobRepository, settings: WorkerSettings) -> None:
+    remove_orphans(repository, settings)
+    settings = settings.model_copy(update={"upload_expiry_seconds": 100})
+    upload_id = uploaded(settings, 101, complete=False)
+    uploads = UploadRepository(settings.data / "uploads")
+    content = uploads.open("local", upload_id)
+    assert remove_uploads(repository, settings) == 0
+    content.close()
+    assert remove_uploads(repository, settings) == 1

@@ -1,0 +1,82 @@
+"""Out of memory: a limit that makes allocations fail, and one at which the kernel kills."""
+
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.chaos.scene import Scene, trainers
+
+Begin = Callable[..., Scene]
+CGROUPS = Path("/sys/fs/cgroup/memory")  # version 1
+
+
+@pytest.mark.chaos
+@pytest.mark.fault("allocations of the trainer fail (RLIMIT_AS)", (14, 21))
+def test_a_trainer_without_memory_fails_and_says_so(scene: Begin) -> None:
+    running = scene(KNOWN_MAX_ATTEMPTS="3")
+    job_id = running.start(
+        forgetting={"epochs_per_stage": 40, "learning_rate": 1e-5, "batch_size": 200}, nowcast={"controls": []}
+    )
+    running.wait_for(job_id, "evaluating_before")
+    for process in trainers(job_id):
+        size = process.memory_info().vms
+        process.rlimit(resource.RLIMIT_AS, (size // 2, size // 2))
+    job = running.judge(job_id, "failed")
+    assert job["error"]["code"] == "out_of_memory", running.client.logs(job_id)
+    assert "forgetting.batch_size" in job["error"]["hint"]
+
+
+@contextmanager
+def memory_limit(megabytes: int) -> Iterator[Path]:
+    """A cgroup whose processes the kernel kills when they take more."""
+    group = CGROUPS / f"known-chaos-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroups here: {error}")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(megabytes << 20))
+        yield group
+    finally:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
+
+
+@pytest.mark.chaos
+@pytest.mark.fault("the kernel kills each trainer for its memory (cgroup)", (5, 14, 21))
+def test_a_trainer_that_the_kernel_kills_for_its_memory_is_started_three_times(scene: Begin) -> None:
+    running = scene(KNOWN_MAX_ATTEMPTS="3")
+    with memory_limit(60) as group:
+        done, moved = threading.Event(), set()
+
+        def confine() -> None:
+            while not done.is_set():
+                for process in trainers():
+                    if process.pid not in moved and str(running.folder) in " ".join(process.cmdline()):
+                        with suppress(OSError, psutil.Error):
+                            (group / "cgroup.procs").write_text(str(process.pid))
+                            moved.add(process.pid)
+                time.sleep(0.01)
+
+        watcher = threading.Thread(target=confine)
+        watcher.start()
+        try:
+            job = running.judge(running.start(), "failed")
+        finally:
+            done.set()
+            watcher.join()
+    assert job["error"]["code"] == "worker_died"
+    assert "memory" in job["error"]["hint"]
+    assert job["attempts"] == 3
+    assert len(moved) == 3
