@@ -122,7 +122,7 @@ def seeds(name: str) -> list[bytes]:
                 for shard in ("a.safetensors", "../a", 3)]  # fmt: skip
     if name == "config":
         configs: list[dict[str, Any]] = [made.VIT, {"auto_map": {}}, {"a": [{"b": "\ud800"}]}]
-        return [json.dumps(fields).encode() for fields in configs]
+        return [json.dumps(config).encode() for config in configs]
     if name == "template":
         return [b"{% for m in messages %}{{ m['role'] + ': ' + m.content | trim }}{% endfor %}",
                 made.template(Path("/dev/null")).encode(), b"{% generation %}x{% endgeneration %}"]  # fmt: skip
