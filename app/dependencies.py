@@ -103,12 +103,14 @@ async def _readable_job(
     path: Annotated[str, Path()],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     events: Annotated[EventService, Depends(_events)],
-    expires: Annotated[int | None, Query(ge=0, le=1 << 53, description="of a download_url")] = None,
-    tenant: Annotated[str | None, Query(max_length=64, description="of a download_url")] = None,
-    key: Annotated[str | None, Query(max_length=8, description="of a download_url")] = None,
-    signature: Annotated[str | None, Query(max_length=64, description="of a download_url")] = None,
+    expires: Annotated[int | None, Query(ge=0, le=1 << 53, include_in_schema=False)] = None,
+    tenant: Annotated[str | None, Query(max_length=64, include_in_schema=False)] = None,
+    key: Annotated[str | None, Query(max_length=8, include_in_schema=False)] = None,
+    signature: Annotated[str | None, Query(max_length=64, include_in_schema=False)] = None,
 ) -> str:
     """The id of a job whose file may be read: by its tenant, or by whoever has a signed address of this file.
+
+    The query is no part of the described interface: a download_url brings it, made by nobody else.
 
     Raises:
         KnownError: as caller_of; ``url_invalid``, ``url_expired``; JobNotFound.

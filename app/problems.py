@@ -73,11 +73,15 @@ _TITLES = {
     415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable content", 423: "Locked",
     429: "Too many requests", 460: "Checksum mismatch", 500: "Internal error", 503: "Unavailable",
 }  # fmt: skip
-_HTTP_CODES = {400: "json_invalid", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_HTTP_CODES = {
+    400: "json_invalid", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large",
+    416: "range_not_satisfiable",
+}  # fmt: skip
 _HTTP_HINTS = {
     "json_invalid": "Check its nesting and its numbers.",
     "not_found": "GET /docs lists the routes.",
     "method_not_allowed": "GET /docs lists the routes.",
+    "range_not_satisfiable": "Content-Range says how long the file is.",
     "request_too_large": "The operator sets the limit with KNOWN_MAX_REQUEST_BYTES. Files go to POST /v1/uploads.",
 }
 _MAX_ERRORS = 100  # fields at fault that an answer lists

@@ -100,6 +100,7 @@ def test_every_error_code_is_described() -> None:
     http_s = {
         "request_invalid",
         "request_too_large",
+        "range_not_satisfiable",
         "json_invalid",
         "not_found",
         "method_not_allowed",

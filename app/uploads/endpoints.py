@@ -108,8 +108,7 @@ def get_upload(upload_id: UploadId, uploads: Uploads, caller: Who) -> UploadView
 
 
 @router.head("/v1/uploads/{upload_id}", summary="Where a resumable upload is", response_class=Response,
-             responses={200: {"content": {"application/octet-stream": {"example": "(no body)"}}},
-                        **problem_responses(404, 410, 412, 422)})  # fmt: skip
+             responses=problem_responses(404, 410, 412, 422))  # fmt: skip
 def head_upload(upload_id: UploadId, uploads: Uploads, caller: Who, tus_resumable: TusVersion = None) -> Response:
     """Upload-Offset says how many bytes are here: go on there. Equal to Upload-Length: it is complete."""
     if tus_resumable is not None:
