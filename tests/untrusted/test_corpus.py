@@ -208,10 +208,11 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 
 def state_of(stack: Stack) -> dict[str, Any]:
-    """What a request could change: jobs, uploads by sha256, folders."""
+    """What a request could change: jobs, uploads, folders. The time of an upload's record says when it was last used."""
     root = stack.logs.parent
     jobs = HTTP.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["first_id"]
-    uploads = {path: path.stat().st_mtime_ns for path in root.glob("uploads/*/*/*")}
+    files = {path: path.stat() for path in root.glob("uploads/*/*/*")}
+    uploads = {path: seen.st_mtime_ns if path.name == "content" else seen.st_size for path, seen in files.items()}
     return {"jobs": jobs, "uploads": uploads, "folders": sorted(root.glob("jobs/*"))}
 
 
