@@ -208,7 +208,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 
 def state_of(stack: Stack) -> dict[str, Any]:
-    """What a request could change: jobs, uploads, folders. The time of an upload's record says when it was last used."""
+    """What a request could change: jobs, uploads, folders; an upload's record notes when it was last used."""
     root = stack.logs.parent
     jobs = HTTP.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["first_id"]
     files = {path: path.stat() for path in root.glob("uploads/*/*/*")}
