@@ -65,6 +65,8 @@ def key_of(guarded: Stack) -> Callable[..., str]:
 
 def get(stack: Stack, path: str, token: str | None = None, method: str = "GET", **options: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if method == "PATCH":  # of tus: without these it is refused for what it is, whatever it is for
+        headers |= {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
     return httpx.request(method, stack.url + path, headers=headers, timeout=60, **options)
 
 
