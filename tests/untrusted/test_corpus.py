@@ -211,7 +211,10 @@ def state_of(stack: Stack) -> dict[str, Any]:
     """What a request could change: jobs, uploads by sha256, folders."""
     root = stack.logs.parent
     jobs = HTTP.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["first_id"]
-    uploads = {path: path.stat().st_mtime_ns for path in root.glob("uploads/*/*/*")}
+    uploads = {  # that one was used is said by the time of its upload.json
+        path: path.stat().st_mtime_ns if path.name == "content" else path.read_bytes()
+        for path in root.glob("uploads/*/*/*")
+    }
     return {"jobs": jobs, "uploads": uploads, "folders": sorted(root.glob("jobs/*"))}
 
 
