@@ -119,7 +119,7 @@ def head_upload(upload_id: UploadId, uploads: Uploads, caller: Who, tus_resumabl
         headers["Upload-Length"] = str(upload.length)
     if upload.metadata:
         headers["Upload-Metadata"] = upload.metadata
-    return Response(headers=headers, media_type="application/octet-stream")
+    return Response(headers=headers)
 
 
 @router.patch("/v1/uploads/{upload_id}", status_code=204, summary="Send the next bytes of a resumable upload",

@@ -1,5 +1,5 @@
-"""What schemathesis has to be told about the API: loaded by tests/app/test_schema.py."""
+"""What schemathesis has to be told: the bodies of tus are bytes."""
 
 import schemathesis
 
-schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")  # of tus
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")

@@ -55,7 +55,7 @@ def test_every_operation_is_as_described(guarded: Stack, key: str, inputs: Input
             *["--phases", "examples,coverage,fuzzing,stateful", "--max-examples", EXAMPLES, "--continue-on-failure"],
             *["--generation-database", "none", "--no-color", "--seed", os.environ.get("FUZZ_SEED", "0")],
         ],
-        env={**os.environ, "JOB_ID": job_id, "SCHEMATHESIS_HOOKS": "tests.app.schemathesis_hooks"},
+        env={**os.environ, "JOB_ID": job_id},
         capture_output=True,
         text=True,
     )

@@ -208,13 +208,11 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 
 def state_of(stack: Stack) -> dict[str, Any]:
-    """What a request could change: jobs, uploads by sha256, folders."""
+    """What a request could change: jobs, uploads, folders; an upload's record notes when it was last used."""
     root = stack.logs.parent
     jobs = HTTP.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["first_id"]
-    uploads = {  # that one was used is said by the time of its upload.json
-        path: path.stat().st_mtime_ns if path.name == "content" else path.read_bytes()
-        for path in root.glob("uploads/*/*/*")
-    }
+    files = {path: path.stat() for path in root.glob("uploads/*/*/*")}
+    uploads = {path: seen.st_mtime_ns if path.name == "content" else seen.st_size for path, seen in files.items()}
     return {"jobs": jobs, "uploads": uploads, "folders": sorted(root.glob("jobs/*"))}
 
 
