@@ -19,8 +19,9 @@ async def get_audit(
     audit: Audit,
     caller: Who,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    before: Annotated[str | None, Query(pattern=r"^\d{1,16}-\d{1,16}$", description="the last_id of the page before")]
-    = None,
+    before: Annotated[
+        str | None, Query(pattern=r"^[1-9][0-9]{0,15}-[0-9]{1,16}$", description="the last_id of the page before")
+    ] = None,
 ) -> AuditPage:  # fmt: skip
     """The tenant's requests that changed something or were refused, newest first. Needs the scope admin."""
     require(caller, Scope.ADMIN)

@@ -13,7 +13,7 @@ from app.events.service import EventService
 from app.problems import problem_responses
 
 router = APIRouter(tags=["events"])
-_STREAM_ID = r"^\d{1,16}(-\d{1,16})?$"
+_STREAM_ID = r"^[0-9]{1,16}(-[0-9]{1,16})?$"
 _RETRY_MS = 2000  # how long a browser waits before it connects again
 
 

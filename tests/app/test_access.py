@@ -65,11 +65,15 @@ def key_of(guarded: Stack) -> Callable[..., str]:
 
 def get(stack: Stack, path: str, token: str | None = None, method: str = "GET", **options: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if method == "PATCH":  # of tus: without these it is refused for what it is, whatever it is for
+        headers |= {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
     return httpx.request(method, stack.url + path, headers=headers, timeout=60, **options)
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
+    """Its status and code; an answer to HEAD has no body, and its code is not known."""
+    code = "" if answer.request.method == "HEAD" else answer.json()["code"]
+    return answer.status_code, code
 
 
 def test_a_key_made_by_the_operator_opens_and_is_kept_by_nobody(guarded: Stack) -> None:
@@ -133,10 +137,11 @@ def test_every_route_asks_for_a_key_and_a_scope(guarded: Stack, key_of: Callable
         if path in OPEN_ROUTES:
             assert get(guarded, address, method=method).status_code == 200
             continue
-        assert refusal(get(guarded, address, method=method)) == (401, "key_missing"), path
+        no_body = method == "HEAD"
+        assert refusal(get(guarded, address, method=method)) == (401, "" if no_body else "key_missing"), path
         looks = method in ("GET", "HEAD")
         wrong = get(guarded, address, writes if looks else reads, method)
-        assert refusal(wrong) == (403, "scope_missing"), (method, path)
+        assert refusal(wrong) == (403, "" if no_body else "scope_missing"), (method, path)
     assert refusal(get(guarded, "/v1/audit", reads)) == (403, "scope_missing")
     assert refusal(get(guarded, "/v1/webhooks/secret", reads)) == (403, "scope_missing")
 
@@ -161,7 +166,7 @@ def test_what_is_anothers_is_not_there(guarded: Stack, key_of: Callable[..., str
         theirs = get(guarded, filled(path, belongings["job"], belongings["upload"]), mallory, method)
         nobodys = get(guarded, filled(path, f"job_{'0' * 24}", f"upl_{'0' * 24}"), mallory, method)
         assert theirs.status_code == nobodys.status_code == 404, (method, path)
-        assert theirs.json()["code"] == nobodys.json()["code"]
+        assert refusal(theirs) == refusal(nobodys)
     assert get(guarded, "/v1/jobs", mallory).json()["data"] == []
     assert refusal(get(guarded, f"/v1/jobs?after={belongings['job']}", mallory)) == (404, "job_not_found")
     used = get(guarded, "/v1/enhance", mallory, "POST", json=belongings["request"])

@@ -62,4 +62,4 @@ def test_the_page_that_people_open_needs_no_internet(stack: Stack) -> None:
 
 def test_the_probes_answer(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{stack.url}/readyz").json() == {"status": "ok", "workers": 1}
+    assert httpx.get(f"{stack.url}/readyz").json() == {"status": "ok", "workers": 1, "access": "open"}

@@ -53,7 +53,7 @@ def test_kill_9_of_the_servers(scene: Begin) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.fault("SIGSTOP of {target}, longer than the lease", (3, 5, 6, 15, 16))
 def test_frozen_in_every_phase(scene: Begin, target: str) -> None:
-    """A second worker is there to take the job. Where the trainer goes on, each phase needs a job of its own."""
+    """A second worker may take the job. Where the trainer goes on meanwhile, each phase has a job of its own."""
     running = scene()
     running.stack.add_worker("second worker")
     struck: list[str] = []

@@ -246,13 +246,12 @@ def test_a_candidate_that_is_not_finite_is_not_delivered(
     tiny_spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last thing that changes a candidate: its batch-norm statistics."""
-    real = recalibrate
 
     def broken(model: nn.Module, *arguments: Any) -> None:
-        real(model, *arguments)
+        recalibrate(model, *arguments)
         model.get_buffer("features.0.1.running_var")[0] = float("inf")
 
-    monkeypatch.setattr(pipeline, "recalibrate", broken)
+    monkeypatch.setattr("known_core.pipeline.recalibrate", broken)
     with pytest.raises(KnownError, match=r"'features\.0\.1\.running_var'.*\(nonfinite_weights\)"):
         pipeline.run(tiny_spec, tmp_path / "job", lambda event: None)
     assert not (tmp_path / "job" / "artifacts").exists()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow as pa
 import pytest
 import torch
@@ -17,6 +16,7 @@ from known_core.stack import Stack
 from tests.conftest import CONFIG, Inputs
 from tests.known_core.test_header import HOSTILE
 from tests.untrusted import made
+from tests.untrusted.conftest import HTTP
 
 BINARY = {"Content-Type": "application/octet-stream"}
 Build = Callable[[Path], bytes | dict[str, Any]]  # of the path of the canary: what is uploaded, or the input itself
@@ -149,7 +149,10 @@ MODELS: dict[str, tuple[str, Build]] = {
     "tar": ("archive_format_refused", lambda _: made.tarred("")),
     "repository ../x": ("repo_id_invalid", lambda _: {"hub": {"repo_id": "../x"}}),
     "repository with a query": ("repo_id_invalid", lambda _: {"hub": {"repo_id": "user/x?a=b"}}),
-    "repository that is an address": ("repo_id_invalid", lambda _: {"hub": {"repo_id": "http://169.254.169.254/x"}}),
+    "repository that is an address": (
+        "endpoint_not_allowed",
+        lambda _: {"hub": {"repo_id": "http://169.254.169.254/x"}},
+    ),
 }
 
 DATA: dict[str, tuple[str, Build]] = {
@@ -204,14 +207,12 @@ def canary(tmp_path: Path) -> Iterator[Path]:
     assert not (tmp_path / "canary").exists(), "a payload was run"
 
 
-HTTP = httpx.Client(timeout=120)  # of all tests: making one costs more than most cases
-
-
 def state_of(stack: Stack) -> dict[str, Any]:
-    """What a request could change: jobs, uploads by sha256, folders."""
+    """What a request could change: jobs, uploads, folders; an upload's record notes when it was last used."""
     root = stack.logs.parent
     jobs = HTTP.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["first_id"]
-    uploads = {path: path.stat().st_mtime_ns for path in root.glob("uploads/*/*/*")}
+    files = {path: path.stat() for path in root.glob("uploads/*/*/*")}
+    uploads = {path: seen.st_mtime_ns if path.name == "content" else seen.st_size for path, seen in files.items()}
     return {"jobs": jobs, "uploads": uploads, "folders": sorted(root.glob("jobs/*"))}
 
 
