@@ -382,10 +382,9 @@ def test_a_body_that_stalls_is_given_up(small_stack: Stack) -> None:
     url = create(small_stack)
     with open_patch(url, 0, len(DATA)) as connection:
         connection.sendall(DATA[:1000])
-        answer = connection.recv(10_000)
+        answer = b"".join(iter(lambda: connection.recv(10_000), b""))  # until it is closed
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"upload_stalled" in answer
-        assert connection.recv(1) == b""
     assert offset(url) == 1000
     folder = small_stack.logs.parent / "uploads" / "local"
     before = set(folder.iterdir())
