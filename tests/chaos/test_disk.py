@@ -49,9 +49,8 @@ def test_an_upload_that_does_not_fit_leaves_nothing(scene: Begin, tmp_path: Path
         assert os.statvfs(running.folder / "uploads").f_bavail == free
 
 
-@pytest.mark.parametrize("phase", [
-    "forgetting 2 of 4", *(pytest.param(phase, marks=pytest.mark.chaos) for phase in ("downloading", "calibrating"))
-])  # fmt: skip
+@pytest.mark.chaos
+@pytest.mark.parametrize("phase", ["downloading", "forgetting 2 of 4", "calibrating"])
 @pytest.mark.fault("the disk is full from {phase} on", (13, 18))
 def test_a_job_on_a_full_disk_fails_and_says_so(scene: Begin, phase: str) -> None:
     """Nothing of it is taken for finished; the same request succeeds where there is space again."""

@@ -37,6 +37,7 @@ def test_kill_9_of_who_works(scene: Begin, target: str) -> None:
     assert running.judge(job_id)["attempts"] == 2
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("kill -9 of API, then of Valkey", (4, 8, 16))
 def test_kill_9_of_the_servers(scene: Begin) -> None:
     running = scene()

@@ -29,6 +29,7 @@ def through(proxy: Proxy, url: str) -> dict[str, str]:
     return {"KNOWN_REDIS_URL": url.replace(f":{port_of(url)}/", f":{proxy.port}/")}
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("the queue is deleted", (4,))
 def test_a_job_whose_wake_up_is_lost_still_runs(scene: Begin) -> None:
     """Delete the queue while the worker is away: the reaper sends the wake-up again."""

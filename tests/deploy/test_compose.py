@@ -52,6 +52,7 @@ def test_the_image_is_what_the_services_assume() -> None:
     assert json.loads(health) == worker["healthcheck"]["test"][1:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and an overlay need root")
 def test_every_command_runs_and_a_job_goes_through(tmp_path: Path, inputs: Inputs) -> None:
     """In namespaces of their own: see :mod:`tests.deploy.containers`."""
