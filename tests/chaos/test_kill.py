@@ -68,6 +68,7 @@ def test_frozen_in_every_phase(scene: Begin, target: str) -> None:
     running.facts["phases"] = "every"
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("SIGSTOP of supervisor and trainer, longer than the lease", (3, 5, 6))
 def test_an_owner_frozen_past_its_lease_writes_nothing_more(scene: Begin) -> None:
     running = scene()
@@ -89,6 +90,7 @@ def test_an_owner_frozen_past_its_lease_writes_nothing_more(scene: Begin) -> Non
     assert running.judge(job_id)["attempts"] == 2
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("SIGTERM of the whole stack", (32,))
 def test_a_stopped_worker_gives_its_job_back_and_another_goes_on(scene: Begin) -> None:
     """As a deploy sends it, in the middle of a stage."""
@@ -106,6 +108,7 @@ def test_a_stopped_worker_gives_its_job_back_and_another_goes_on(scene: Begin) -
     assert statuses == ["queued", "validating", "running", "queued", "validating", "running", "succeeded"]
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("kill -9 of every trainer", (14,))
 def test_a_job_that_keeps_dying_fails(scene: Begin) -> None:
     running = scene(KNOWN_MAX_ATTEMPTS="2")

@@ -18,6 +18,7 @@ def behind(running: Scene, proxy: Proxy) -> None:
     running.stack.add_worker("worker", through(proxy, running.stack.store_url))
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("network cut for less than the lease, twice", (4, 16))
 def test_a_short_cut_changes_nothing(scene: Begin) -> None:
     running = scene()

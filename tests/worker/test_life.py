@@ -124,6 +124,7 @@ def test_a_job_stops_at_its_limit(client: Client, start_job: Callable[..., str])
     assert trainers(job_id) == []
 
 
+@pytest.mark.slow
 def test_the_limit_is_of_all_attempts_together(stack: Stack, client: Client, start_job: Callable[..., str]) -> None:
     job_id = start_job(**LONG, limits={"max_gpu_seconds": 3600})
     client.pause(job_id)
@@ -135,6 +136,7 @@ def test_the_limit_is_of_all_attempts_together(stack: Stack, client: Client, sta
     assert job["cost"]["actual_seconds"] >= 3600
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_is_to_pause_leaves_a_paused_job(inputs: Inputs, tmp_path: Path) -> None:
     """Frozen first, so that it sees nothing of the pause; then killed. Another worker's reaper finds the wish."""
     with Stack(tmp_path, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
@@ -155,6 +157,7 @@ def test_a_worker_that_dies_while_it_is_to_pause_leaves_a_paused_job(inputs: Inp
         assert ended(client, job_id)["status"] == "succeeded", client.logs(job_id)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_while_it_is_to_pause_leaves_a_paused_job(inputs: Inputs, tmp_path: Path) -> None:
     with Stack(tmp_path, port=0, environment=SETTINGS) as stack, Client(stack.url) as client:
         job_id = str(client.enhance(inputs.request(client, stack.url))["id"])
