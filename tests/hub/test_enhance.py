@@ -168,6 +168,7 @@ def test_the_published_model_loads_and_runs(world: World, published: dict[str, A
     assert model(**inputs).logits.shape == (1, 5)
 
 
+@pytest.mark.slow
 def test_its_manifest_is_enough_to_run_the_job_again(world: World, published: dict[str, Any], tmp_path: Path) -> None:
     for name in ("manifest.json", "report.json"):
         (tmp_path / name).write_bytes(world.files("alice/resnet-know")[f"known/{name}"])
@@ -270,6 +271,7 @@ def test_wrong_states_of_republishing(world: World, published: dict[str, Any]) -
     assert "(job_not_found)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_trajectory_of_revisions_whose_publishing_fails_at_first(world: World) -> None:
     """Five revisions of one repository, any architecture, no data, to a namespace that is another's.
 

@@ -154,6 +154,7 @@ def test_other_fields_are_refused(client: Client, webhook: Any) -> None:
         client.enhance({"trajectory": [{"upload_id": "upl_" + "0" * 24}] * 5, "webhook": webhook})
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_worker_between_the_end_and_the_delivery(
     states: list[Path], receiver: Receiver, tmp_path: Path
 ) -> None:
