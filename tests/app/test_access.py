@@ -195,6 +195,7 @@ def test_an_idempotency_key_is_a_tenants_own(
     assert made[0] != made[1]
 
 
+@pytest.mark.slow
 def test_a_flood_of_one_tenant_keeps_no_other_waiting(
     guarded: Stack, key_of: Callable[..., str], inputs: Inputs
 ) -> None:

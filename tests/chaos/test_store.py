@@ -74,6 +74,7 @@ def test_an_api_that_dies_between_its_two_writes_loses_nothing(scene: Begin) -> 
     assert running.judge(job_id)["attempts"] == 1
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("kill -9 of Valkey in a loop of writes", (4, 8))
 def test_what_was_acknowledged_is_there_after_kill_9_of_the_store(scene: Begin) -> None:
     running = scene()
