@@ -1,7 +1,7 @@
 """Gathers the pages of the documentation site in build/docs: ``make docs``.
 
-Beside docs/ these are the README, the changelog, the cards of the hyper-models, pages of the routes and of the decisions. A link
-that leads to a file of the repository is made to lead to its page.
+Beside docs/ these are the README, the changelog, the cards of the hyper-models, and pages of the routes and of the
+decisions. A link that leads to a file of the repository is made to lead to its page.
 """
 
 import json
