@@ -21,7 +21,7 @@ from transformers import (
 
 from known_core.errors import KnownError
 
-Progress = Callable[[int, int], None]  # steps done, steps in all
+OnStep = Callable[[int, int, float], None]  # steps done, steps in all, the last one's loss
 LrSchedule = str
 
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -50,10 +50,11 @@ class _FiniteTrainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Reports each step, and stops at the first gradient that is not finite."""
+    """Reports each step with its loss, and stops at the first gradient that is not finite."""
 
-    def __init__(self, on_step: Progress) -> None:
-        self._on_step = on_step
+    def __init__(self, trainer: _FiniteTrainer, on_step: OnStep) -> None:
+        self._trainer, self._on_step = trainer, on_step
+        self._before = 0.0  # the sum of losses up to the last step
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,7 +64,8 @@ class _Watch(TrainerCallback):
             raise _diverged("gradient", state.global_step, args.learning_rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._on_step(state.global_step, state.max_steps)
+        loss, self._before = self._trainer.loss_sum - self._before, self._trainer.loss_sum
+        self._on_step(state.global_step, state.max_steps, loss)
 
 
 class _Average(TrainerCallback):
@@ -138,7 +140,7 @@ def fine_tune(
     precision: Precision | None = None,
     micro_batch_size: int | None = None,
     gradient_checkpointing: bool = False,
-    on_step: Progress = lambda step, total: None,
+    on_step: OnStep = lambda step, total, loss: None,
 ) -> float:
     """Fine-tune ``model`` in place, without weight decay, gradient norm clipped at 1.
 
@@ -154,7 +156,7 @@ def fine_tune(
         micro_batch_size: examples in memory at once, at most (:func:`largest_part`); the gradients of as many as make
             up the batch are added up.
         gradient_checkpointing: recompute activations instead of keeping them.
-        on_step: called after each optimiser step.
+        on_step: called after each optimiser step, with the mean loss of its batch.
 
     Returns:
         The mean training loss.
@@ -193,8 +195,9 @@ def fine_tune(
             args=arguments,
             train_dataset=dataset,
             data_collator=collate,
-            callbacks=[_Watch(on_step), *([_Average(average_last)] if average_last else [])],
+            callbacks=[_Average(average_last)] if average_last else [],
         )
+        trainer.add_callback(_Watch(trainer, on_step))
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
     return trainer.loss_sum / max(1, trainer.state.global_step)
