@@ -1,10 +1,12 @@
 """One stage of fine-tuning, on transformers' Trainer."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -117,6 +119,12 @@ def enable_checkpointing(model: nn.Module) -> bool:
 def largest_part(batch_size: int, at_most: int) -> int:
     """The size of the largest equal parts of a batch that have at most so many examples."""
     return max(size for size in range(1, min(batch_size, at_most) + 1) if batch_size % size == 0)
+
+
+def thinned(losses: Sequence[float], most: int = 200) -> list[tuple[int, float]]:
+    """The loss of each step, as at most so many pairs of a step and the mean loss since the pair before."""
+    ends = np.unique(np.linspace(0, len(losses), min(most, len(losses)) + 1).round().astype(int))
+    return [(int(end), float(np.mean(losses[begin:end]))) for begin, end in pairwise(ends)]
 
 
 def default_device() -> torch.device:

@@ -19,7 +19,7 @@ from known_core.events import Emit
 from known_core.files import read_json, sha256_file
 from known_core.inputs import lay_out
 from known_core.manifest import verify_manifest
-from known_core.report import _notes
+from known_core.report.build import _notes
 from known_core.spec import JobSpec, NowcastSettings, OutputSettings
 from known_core.tasks import TASKS
 from known_core.tasks.opened import OpenTask

@@ -1,0 +1,177 @@
+"""The trajectory, the predictions and the controls in the plane of the states, over the loss (the paper's figure)."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from known_core.figures.candidates import UNCHANGED, colour, is_prediction, mark
+from known_core.figures.style import (
+    BLUE,
+    HALO,
+    INK,
+    MUTED,
+    SMALL,
+    STATES,
+    WIDTH,
+    new_figure,
+    panel,
+    spread,
+    write,
+)
+
+NAME = "landscape"
+_LEFT, _TOP, _PANEL, _RIGHT = 38.0, 24.0, 236.0, 92.0  # points
+_LINE = 12.0
+_LEVELS = 9
+
+
+def available(report: dict[str, Any]) -> bool:
+    return bool(report.get("plane"))
+
+
+def title(report: dict[str, Any]) -> str:
+    over = ", over the loss" if report["plane"].get("surface") else ""
+    return f"Trajectory and candidates in the plane of the states{over}"
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Where everything lies, in words."""
+    plane = report["plane"]
+    surface = plane.get("surface")
+    places = "; ".join(
+        f"{name} ({_percent(point['a'], plane)}, {_percent(point['b'], plane)}), beside the plane by "
+        f"{_percent(point['beside'], plane)}"
+        + (f", loss {surface['at'][name]:.3g}" if _measured(surface, name) else "")
+        for name, point in plane["points"].items()
+    )
+    first, second = plane["shares"]
+    text = (
+        f"The axes are the principal components of the states' differences to the given weights and hold {first:.0%} "
+        f"and {second:.0%} of their squared length. Positions in percent of the length of the given weights: {places}."
+    )
+    if surface:
+        text += f" The loss is the mean over {surface['examples']} held-out examples at each point of a grid"
+        if surface["batch_norm"]:
+            text += f", with batch-norm statistics estimated again there on {surface['batch_norm']} training examples"
+        text += f"; at the given weights {surface['at'][UNCHANGED]:.3g}." if _measured(surface, UNCHANGED) else "."
+    return text
+
+
+def draw(report: dict[str, Any]) -> Figure:
+    plane = report["plane"]
+    surface, scale = plane.get("surface"), 100 / plane["length"]
+    figure = new_figure(_TOP + _PANEL + 54)
+    axes = panel(figure, _LEFT, _TOP, WIDTH - _LEFT - _RIGHT, _PANEL)
+    points = {name: (scale * point["a"], scale * point["b"]) for name, point in plane["points"].items()}
+    states = [place for name, place in points.items() if name.startswith("state ")]
+    _set_limits(axes, [(0.0, 0.0), *points.values()], surface, scale)
+    if surface:
+        _contour(axes, surface, scale)
+    stops = [(0.0, 0.0), *states]
+    starts = [(0.0, 0.0)] * len(states) if _is_fan(report) else stops[:-1]
+    for start, end in zip(starts, states, strict=True):
+        axes.annotate("", end, start, arrowprops={
+            "arrowstyle": "-|>,head_width=0.18,head_length=0.4", "color": STATES, "linewidth": 1.3,
+            "shrinkA": 0, "shrinkB": 3,
+        })  # fmt: skip
+    axes.plot(*zip(*states, strict=True), "o", color=STATES, ms=5)
+    axes.plot([0], [0], "s", color=INK, ms=8)
+    labels = [("given weights", (0.0, 0.0), INK)]
+    labels += [(name, place, STATES) for name, place in points.items() if name.startswith("state ")]
+    for name, place in points.items():
+        if not name.startswith("state "):
+            tint = colour(name)
+            fill = tint if is_prediction(name) else "none"
+            axes.plot(*place, mark(name), color=tint, mfc=fill, mew=1.4, ms=7)
+            labels.append((name, place, tint))
+    _label(figure, axes, labels)
+    shares = plane["shares"]
+    write(figure, _LEFT - 32, 12, f"second axis ({shares[1]:.0%}), % of the given weights' length", size=SMALL,
+          color=MUTED)  # fmt: skip
+    bottom = _TOP + _PANEL
+    write(figure, _LEFT, bottom + 30, f"first axis ({shares[0]:.0%} of the trajectory), %", size=SMALL, color=MUTED)
+    if surface:
+        words = f"shade and lines: loss on {surface['examples']} held-out examples, darker is higher"
+        write(figure, _LEFT, bottom + 44, words, size=SMALL, color=MUTED)
+    return figure
+
+
+def _measured(surface: dict[str, Any] | None, name: str) -> bool:
+    return bool(surface) and surface["at"].get(name) is not None
+
+
+def _percent(value: float, plane: dict[str, Any]) -> str:
+    return f"{100 * value / plane['length']:.3g} %"
+
+
+def _is_fan(report: dict[str, Any]) -> bool:
+    return report["hypermodel"].get("design") == "fan"
+
+
+def _set_limits(axes: Axes, places: list[tuple[float, float]], surface: dict[str, Any] | None, scale: float) -> None:
+    if surface:
+        axes.set_xlim(scale * surface["a"][0], scale * surface["a"][-1])
+        axes.set_ylim(scale * surface["b"][0], scale * surface["b"][-1])
+        return
+    for values, limits in zip(np.array(places).T, (axes.set_xlim, axes.set_ylim), strict=True):
+        margin = 0.12 * float(np.ptp(values)) or 1.0
+        limits(float(values.min()) - margin, float(values.max()) + margin)
+
+
+def _contour(axes: Axes, surface: dict[str, Any], scale: float) -> None:
+    loss = np.array([[np.nan if value is None else value for value in row] for row in surface["loss"]], dtype=float)
+    a, b = (scale * np.array(surface[axis]) for axis in ("a", "b"))
+    levels = _levels(loss)
+    if len(levels) < 2:
+        return
+    masked = np.ma.masked_invalid(np.minimum(loss, levels[-1]))
+    for step, (low, high) in enumerate(pairwise(levels)):
+        axes.contourf(a, b, masked, levels=[low, high], colors=[BLUE], alpha=0.05 + 0.33 * step / len(levels))
+    lines = axes.contour(a, b, masked, levels=levels[1:-1], colors=[MUTED], linewidths=0.5, alpha=0.75)
+    for text in axes.clabel(lines, levels[1:-1:2], fontsize=SMALL - 1, fmt=lambda level: f"{level:.3g}"):
+        text.set_gid(HALO)
+        text.set_rotation_mode("anchor")
+
+
+def _levels(loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Closer where the loss is low: in equal steps of its logarithm, up to what most of the grid is below."""
+    finite = loss[np.isfinite(loss)]
+    if not finite.size or finite.max() <= finite.min():
+        return np.array([])
+    low, high = float(finite.min()), float(np.quantile(finite, 0.95))
+    if low <= 0 or high / low < 1.05:
+        return np.linspace(low, float(finite.max()), _LEVELS)
+    return np.geomspace(low, high, _LEVELS)
+
+
+def _label(figure: Figure, axes: Axes, labels: list[tuple[str, tuple[float, float], str]]) -> None:
+    """Names in a column on the right, each at the height of its mark, with a fine line to it."""
+    low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    down = [_TOP + (high - place[1]) / (high - low) * _PANEL for _, place, _ in labels]
+    column = WIDTH - _RIGHT + 18
+    across = WIDTH - _LEFT - _RIGHT
+    for (name, place, tint), top, wanted in zip(labels, spread(down, _LINE, _TOP, _TOP + _PANEL), down, strict=True):
+        write(figure, column, top + 3, name, color=tint, size=SMALL)
+        begin = _LEFT + (place[0] - left) / (right - left) * across
+        for part in _segments(begin + 5, wanted, column - 3, top):
+            width, height = figure.get_size_inches() * 72
+            figure.add_artist(_line(part, width, height, tint))
+
+
+def _segments(x0: float, y0: float, x1: float, y1: float) -> Iterator[tuple[float, float, float, float]]:
+    """Level as far as the edge of the panel, then straight to the name."""
+    edge = WIDTH - _RIGHT + 4
+    yield x0, y0, edge, y0
+    yield edge, y0, x1, y1
+
+
+def _line(part: tuple[float, float, float, float], width: float, height: float, tint: str) -> Line2D:
+    x0, y0, x1, y1 = part
+    return Line2D([x0 / width, x1 / width], [1 - y0 / height, 1 - y1 / height], color=tint, linewidth=0.5, alpha=0.7)
