@@ -6,10 +6,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from known_core.figures.candidates import UNCHANGED, colour, is_prediction, mark, metric, percent
-from known_core.figures.style import GRID, INK, MUTED, SMALL, STATES, WIDTH, new_figure, panel, spread, write
+from known_core.figures.style import GRID, INK, MUTED, SMALL, STATES, WIDTH, new_figure, panel, put_mark, spread, write
 
 NAME = "forgetting"
-_LEFT, _TOP, _PANEL, _RIGHT = 34.0, 22.0, 168.0, 96.0  # points
+_LEFT, _TOP, _PANEL, _RIGHT = 34.0, 22.0, 168.0, 124.0  # points
 _LINE = 12.0  # between the labels of marks
 
 
@@ -41,25 +41,28 @@ def draw(report: dict[str, Any]) -> Figure:
     axes.plot(examples, states, "-", color=STATES, linewidth=1.7)
     axes.plot(examples[1:], states[1:], "o", color=STATES, ms=5.5)
     axes.plot(examples[:1], states[:1], "s", color=INK, ms=8)
-    labels = [("given weights", states[0], INK)]
+    labels = [("given weights", states[0], INK, "s", INK)]
     places = list(examples)
     for name, row in _marks(report).items():
         # a prediction stands at the data that it stands for
         place = examples[0] * float(name[1:]) if is_prediction(name) else examples[0]
         value = 100 * row["accuracy"]
-        axes.plot([place], [value], mark(name), color=colour(name), mfc=colour(name) if is_prediction(name) else "none",
-                  mew=1.3, ms=6.5, clip_on=False)  # fmt: skip
-        labels.append((name, value, colour(name)))
+        tint = colour(name)
+        fill = tint if is_prediction(name) else "none"
+        axes.plot([place], [value], mark(name), color=tint, mfc=fill, mew=1.3, ms=6.5, clip_on=False)
+        labels.append((name, value, tint, mark(name), fill))
         places.append(place)
     ticks = _ticks(sorted(set(places)), WIDTH - _LEFT - _RIGHT)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.margins(x=0.05, y=0.1)
     low, high = axes.get_ylim()
-    right = WIDTH - _RIGHT + 12
-    down = [_TOP + (high - value) / (high - low) * _PANEL for _, value, _ in labels]
-    for (name, value, tint), top in zip(labels, spread(down, _LINE, _TOP, _TOP + _PANEL), strict=True):
-        write(figure, right, top + 3, f"{name}  {value:.1f}", color=tint, size=SMALL)
+    right = WIDTH - _RIGHT + 22
+    down = [_TOP + (high - value) / (high - low) * _PANEL for _, value, *_ in labels]
+    for (name, value, tint, shape, fill), top in zip(labels, spread(down, _LINE, _TOP, _TOP + _PANEL), strict=True):
+        put_mark(figure, right - 9, top, shape, color=tint, mfc=fill, mew=1, ms=5)
+        write(figure, right, top + 3, name, color=tint, size=SMALL)
+        write(figure, WIDTH - 4, top + 3, f"{value:.1f}", color=tint, size=SMALL, ha="right")
     write(figure, _LEFT - 28, 12, f"{metric(report)}, %", size=SMALL, color=MUTED)
     words = "examples trained on; a prediction stands at the data it stands for"
     write(figure, _LEFT, _TOP + _PANEL + 32, words, size=SMALL, color=MUTED)

@@ -1,13 +1,11 @@
 """The trajectory, the predictions and the controls in the plane of the states, over the loss (the paper's figure)."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from known_core.figures.candidates import UNCHANGED, colour, is_prediction, mark
@@ -19,16 +17,16 @@ from known_core.figures.style import (
     SMALL,
     STATES,
     WIDTH,
+    name_points,
     new_figure,
     panel,
-    spread,
     write,
 )
 
 NAME = "landscape"
-_LEFT, _TOP, _PANEL, _RIGHT = 38.0, 24.0, 236.0, 92.0  # points
-_LINE = 12.0
+_LEFT, _TOP, _PANEL, _RIGHT = 38.0, 24.0, 262.0, 8.0  # points
 _LEVELS = 9
+_EDGE = 14.0  # points: labels of lines that would come closer to it are left out
 
 
 def available(report: dict[str, Any]) -> bool:
@@ -75,7 +73,8 @@ def draw(report: dict[str, Any]) -> Figure:
         _contour(axes, surface, scale)
     stops = [(0.0, 0.0), *states]
     starts = [(0.0, 0.0)] * len(states) if _is_fan(report) else stops[:-1]
-    for start, end in zip(starts, states, strict=True):
+    arrows = list(zip(starts, states, strict=True))
+    for start, end in arrows:
         axes.annotate("", end, start, arrowprops={
             "arrowstyle": "-|>,head_width=0.18,head_length=0.4", "color": STATES, "linewidth": 1.3,
             "shrinkA": 0, "shrinkB": 3,
@@ -83,22 +82,23 @@ def draw(report: dict[str, Any]) -> Figure:
     axes.plot(*zip(*states, strict=True), "o", color=STATES, ms=5)
     axes.plot([0], [0], "s", color=INK, ms=8)
     labels = [("given weights", (0.0, 0.0), INK)]
-    labels += [(name, place, STATES) for name, place in points.items() if name.startswith("state ")]
+    labels += [(name.removeprefix("state "), points[name], STATES) for name in points if name.startswith("state ")]
     for name, place in points.items():
         if not name.startswith("state "):
             tint = colour(name)
             fill = tint if is_prediction(name) else "none"
             axes.plot(*place, mark(name), color=tint, mfc=fill, mew=1.4, ms=7)
             labels.append((name, place, tint))
-    _label(figure, axes, labels)
+    name_points(axes, labels, arrows)
     shares = plane["shares"]
     write(figure, _LEFT - 32, 12, f"second axis ({shares[1]:.0%}), % of the given weights' length", size=SMALL,
           color=MUTED)  # fmt: skip
     bottom = _TOP + _PANEL
     write(figure, _LEFT, bottom + 30, f"first axis ({shares[0]:.0%} of the trajectory), %", size=SMALL, color=MUTED)
+    words = "circles 1 to 4: states"
     if surface:
-        words = f"shade and lines: loss on {surface['examples']} held-out examples, darker is higher"
-        write(figure, _LEFT, bottom + 44, words, size=SMALL, color=MUTED)
+        words += f"; shade and lines: loss on {surface['examples']} held-out examples"
+    write(figure, _LEFT, bottom + 44, words, size=SMALL, color=MUTED)
     return figure
 
 
@@ -134,7 +134,12 @@ def _contour(axes: Axes, surface: dict[str, Any], scale: float) -> None:
     for step, (low, high) in enumerate(pairwise(levels)):
         axes.contourf(a, b, masked, levels=[low, high], colors=[BLUE], alpha=0.05 + 0.33 * step / len(levels))
     lines = axes.contour(a, b, masked, levels=levels[1:-1], colors=[MUTED], linewidths=0.5, alpha=0.75)
-    for text in axes.clabel(lines, levels[1:-1:2], fontsize=SMALL - 1, fmt=lambda level: f"{level:.3g}"):
+    for text in axes.clabel(lines, levels[1:-1:2], inline=False, fontsize=SMALL - 1, fmt=lambda level: f"{level:.3g}"):
+        across, up = axes.transAxes.inverted().transform(axes.transData.transform(text.get_position()))
+        if not (_EDGE / (WIDTH - _LEFT - _RIGHT) < across < 1 - _EDGE / (WIDTH - _LEFT - _RIGHT)):
+            text.set_visible(False)
+        if not (_EDGE / _PANEL < up < 1 - _EDGE / _PANEL):
+            text.set_visible(False)
         text.set_gid(HALO)
         text.set_rotation_mode("anchor")
 
@@ -148,30 +153,3 @@ def _levels(loss: NDArray[np.float64]) -> NDArray[np.float64]:
     if low <= 0 or high / low < 1.05:
         return np.linspace(low, float(finite.max()), _LEVELS)
     return np.geomspace(low, high, _LEVELS)
-
-
-def _label(figure: Figure, axes: Axes, labels: list[tuple[str, tuple[float, float], str]]) -> None:
-    """Names in a column on the right, each at the height of its mark, with a fine line to it."""
-    low, high = axes.get_ylim()
-    left, right = axes.get_xlim()
-    down = [_TOP + (high - place[1]) / (high - low) * _PANEL for _, place, _ in labels]
-    column = WIDTH - _RIGHT + 18
-    across = WIDTH - _LEFT - _RIGHT
-    for (name, place, tint), top, wanted in zip(labels, spread(down, _LINE, _TOP, _TOP + _PANEL), down, strict=True):
-        write(figure, column, top + 3, name, color=tint, size=SMALL)
-        begin = _LEFT + (place[0] - left) / (right - left) * across
-        for part in _segments(begin + 5, wanted, column - 3, top):
-            width, height = figure.get_size_inches() * 72
-            figure.add_artist(_line(part, width, height, tint))
-
-
-def _segments(x0: float, y0: float, x1: float, y1: float) -> Iterator[tuple[float, float, float, float]]:
-    """Level as far as the edge of the panel, then straight to the name."""
-    edge = WIDTH - _RIGHT + 4
-    yield x0, y0, edge, y0
-    yield edge, y0, x1, y1
-
-
-def _line(part: tuple[float, float, float, float], width: float, height: float, tint: str) -> Line2D:
-    x0, y0, x1, y1 = part
-    return Line2D([x0 / width, x1 / width], [1 - y0 / height, 1 - y1 / height], color=tint, linewidth=0.5, alpha=0.7)

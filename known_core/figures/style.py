@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+Place = tuple[float, float]
 WIDTH = 389  # points
 SIZE = 9.5  # of text, points
 SMALL = 8.5
@@ -60,6 +63,12 @@ def write(
     figure.text(left / across, 1 - top / down, words, color=color, fontsize=size, va="baseline", **options)
 
 
+def put_mark(figure: Figure, left: float, top: float, shape: str, **options: Any) -> None:
+    """A mark at a place in points from the figure's upper left corner."""
+    across, down = figure.get_size_inches() * 72
+    figure.add_artist(Line2D([left / across], [1 - top / down], marker=shape, linestyle="none", **options))
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions near the wanted ones, in their order, at least ``gap`` apart, and from ``low`` to ``high`` if they fit.
 
@@ -83,3 +92,56 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
         for place, index in enumerate(group):
             found[index] = centre + (place - (len(group) - 1) / 2) * gap
     return found
+
+
+def name_points(axes: Axes, labels: Sequence[tuple[str, Place, str]], lines: Sequence[tuple[Place, Place]]) -> None:
+    """Names beside their marks, each where it covers least of the other marks, names and lines.
+
+    Args:
+        labels: words, the mark's place in the axes' units, and a colour; the first ones choose first.
+        lines: straight ones, by their ends.
+    """
+    box = axes.get_window_extent()
+    pixel = 72 / axes.get_figure(root=True).dpi  # points
+    marks = [axes.transData.transform(place) * pixel for _, place, _ in labels]
+    edges = (box.x0 * pixel, box.y0 * pixel, box.x1 * pixel, box.y1 * pixel)
+    taken = [(x - 6, y - 5, x + 6, y + 5) for x, y in marks]
+    for ends in lines:
+        begin, end = (axes.transData.transform(place) * pixel for place in ends)
+        steps = np.linspace(0, 1, 2 + int(np.hypot(*(end - begin)) / 4))
+        taken += [(x - 2, y - 2, x + 2, y + 2) for x, y in begin + np.outer(steps, end - begin)]
+    for own, ((words, _, colour), (x, y)) in enumerate(zip(labels, marks, strict=True)):
+        width, height = 0.62 * SMALL * len(words), SMALL
+        choices = [
+            (x + dx - share * width, y + dy - height / 2, share)
+            for far in (0.0, 8.0, 16.0)
+            for dx, dy, share in (
+                (7 + far, 0, 0), (-7 - far, 0, 1), (0, 11 + far, 0.5), (0, -11 - far, 0.5),
+                (6 + far, 8 + far, 0), (6 + far, -8 - far, 0), (-6 - far, 8 + far, 1), (-6 - far, -8 - far, 1),
+            )
+        ]  # fmt: skip
+
+        def cost(
+            choice: tuple[float, float, float], own: int = own, size: tuple[float, float] = (width, height)
+        ) -> float:
+            left, low = choice[:2]
+            place = (left, low, left + size[0], low + size[1])
+            covered = sum(_overlap(place, other) for index, other in enumerate(taken) if index != own)
+            return covered + 3 * (size[0] * size[1] - _overlap(place, edges))
+
+        left, low, share = min(choices, key=cost)  # the first of the best
+        taken.append((left, low, left + width, low + height))
+        axes.annotate(
+            words, labels[own][1], (left + share * width - x, low + 1.5 - y), textcoords="offset points",
+            color=colour, fontsize=SMALL, ha=_SIDES[share], va="baseline", fontweight="bold", gid=HALO, zorder=9,
+        )  # fmt: skip
+
+
+_SIDES = {0: "left", 0.5: "center", 1: "right"}
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    """Of two boxes: left, low, right, high."""
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    up = min(one[3], other[3]) - max(one[1], other[1])
+    return max(across, 0) * max(up, 0)
