@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
+from PIL import Image
 
 from known_core.errors import KnownError
 from known_core.figures import before_after, forgetting, landscape, losses, weight_changes
@@ -18,10 +19,12 @@ from known_core.figures.svg import CSS, drawing, to_svg
 __all__ = ["CSS", "Figures", "figures_of", "plot", "render_png", "render_svg"]
 
 Report = dict[str, Any]
+_PNG_COLOURS = 128  # a third of the bytes, and no difference that is seen
 
 
 @dataclass(frozen=True)
 class _Kind:
+    caption: str
     available: Callable[[Report], bool]
     title: Callable[[Report], str]
     describe: Callable[[Report], str]
@@ -29,18 +32,22 @@ class _Kind:
 
 
 _KINDS = {
-    module.NAME: _Kind(module.available, module.title, module.describe, module.draw)
+    module.NAME: _Kind(module.CAPTION, module.available, module.title, module.describe, module.draw)
     for module in (before_after, landscape, forgetting, weight_changes, losses)
 }
 
 
 def figures_of(report: Report) -> list[dict[str, str]]:
-    """``name``, ``title`` and ``description`` of each figure that the report has the data for.
-
-    The description says in words what is drawn.
+    """Each figure that the report has the data for: ``name``, ``title``, ``caption`` (how to read it), and
+    ``description`` (what is drawn, in words, for those who do not see it).
     """
     return [
-        {"name": name, "title": kind.title(report), "description": kind.describe(report)}
+        {
+            "name": name,
+            "title": kind.title(report),
+            "caption": kind.caption,
+            "description": kind.describe(report),
+        }
         for name, kind in _KINDS.items()
         if kind.available(report)
     ]
@@ -69,9 +76,11 @@ def render_png(report: Report, name: str, dots_per_inch: int = 200) -> bytes:
     """
     with drawing():
         figure = _on_white(_kind(report, name).draw(report))
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=dots_per_inch, metadata={"Software": None})
-        return out.getvalue()
+        drawn, small = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dots_per_inch)
+    with Image.open(drawn) as picture:
+        picture.convert("RGB").quantize(_PNG_COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 class Figures(list[Figure]):

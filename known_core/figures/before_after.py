@@ -8,6 +8,10 @@ from known_core.figures.candidates import UNCHANGED, colour, interval, mark, met
 from known_core.figures.style import GRID, MUTED, SMALL, WIDTH, new_figure, panel, write
 
 NAME = "before_after"
+CAPTION = (
+    "Every candidate was fine-tuned on the same downstream examples, seed by seed. A mark is the mean difference to "
+    "the given weights, the line its 95 % interval, a circle one seed. Only a line that is right of zero shows a gain."
+)
 _ROW, _TOP, _LEFT, _RIGHT = 31.0, 32.0, 108.0, 88.0  # points
 
 

@@ -9,6 +9,10 @@ from known_core.figures.candidates import UNCHANGED, colour, is_prediction, mark
 from known_core.figures.style import GRID, INK, MUTED, SMALL, STATES, WIDTH, new_figure, panel, put_mark, spread, write
 
 NAME = "forgetting"
+CAPTION = (
+    "How the given weights and each state of the trajectory do on the task they were trained for. Predictions may lie "
+    "below the given weights here and still be the better start to fine-tune from: the figure before says which."
+)
 _LEFT, _TOP, _PANEL, _RIGHT = 34.0, 22.0, 168.0, 124.0  # points
 _LINE = 12.0  # between the labels of marks
 

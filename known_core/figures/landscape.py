@@ -24,6 +24,11 @@ from known_core.figures.style import (
 )
 
 NAME = "landscape"
+CAPTION = (
+    "All weights, seen in the plane in which the trajectory lies best. Blue is forgetting, from the given weights to "
+    "ever less data; orange are predictions, green the candidates without one. What lies beside the plane is seen from "
+    "straight above, so its own loss may differ from the shade under it."
+)
 _LEFT, _TOP, _PANEL, _RIGHT = 38.0, 24.0, 262.0, 8.0  # points
 _LEVELS = 9
 _EDGE = 14.0  # points: labels of lines that would come closer to it are left out

@@ -9,6 +9,10 @@ from known_core.figures.candidates import plain
 from known_core.figures.style import CONTROL, GRID, MUTED, SMALL, STATES, WIDTH, new_figure, panel, write
 
 NAME = "losses"
+CAPTION = (
+    "The thin line is the loss of each step, or the mean of a few; the heavy one runs through their middle. It should "
+    "fall or stay level: one that rises asks for a lower forgetting.learning_rate."
+)
 _ACROSS, _LEFT, _GAP, _PANEL, _TOP, _BETWEEN = 3, 34.0, 14.0, 74.0, 30.0, 50.0  # panels a row, then points
 _SMOOTHED = 12  # parts of a curve that the heavy line is the mean over
 

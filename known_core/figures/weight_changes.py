@@ -10,6 +10,10 @@ from known_core.figures.candidates import colour, plain
 from known_core.figures.style import GRID, INK, MUTED, SMALL, WIDTH, new_figure, panel, write
 
 NAME = "weight_changes"
+CAPTION = (
+    "How far single weights went, a ridge for each tensor. A ridge to the right of zero grew, a wide one moved much; "
+    "what only shrinks or grows all weights alike looks like the weights themselves, around zero."
+)
 _MOST_ROWS = 20
 _ROW, _TOP, _LEFT, _RIGHT = 19.0, 30.0, 132.0, 44.0  # points
 _OVERLAP = 1.5  # height of the highest ridge, in rows

@@ -99,9 +99,11 @@ def _sources(report: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _settings(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Every setting that the job ended with, by its path in a request."""
+    """What the job ended with, by its path in a request; what was not set has no row."""
     found = []
     for section, values in report["settings"].items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
+            if value is None or value == {}:
+                continue
             found.append((f"{section}.{name}" if name else section, json.dumps(value, ensure_ascii=False)))
     return found
