@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from known_core.figures.style import CONTROL, PREDICTION
+from known_core.figures.style import CONTROL, PREDICTION, plain
 
 UNCHANGED = "unchanged"
 _MARKS = {"continued": "^", "swa": "v", "mean": "<", "shrink": ">"}  # of controls; one colour is not told by hue alone
@@ -23,12 +23,6 @@ def mark(name: str) -> str:
 
 def metric(report: dict[str, Any]) -> str:
     return plain(report.get("metric") or "accuracy")
-
-
-def plain(words: object, most: int = 60) -> str:
-    """A stranger's words as one line of printable characters, of at most so many."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in str(words)).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def interval(gain: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.interpolate import RectBivariateSpline
 
 from known_core.figures.candidates import UNCHANGED, colour, is_prediction, mark
 from known_core.figures.style import (
@@ -31,6 +32,7 @@ CAPTION = (
 )
 _LEFT, _TOP, _PANEL, _RIGHT = 38.0, 24.0, 262.0, 8.0  # points
 _LEVELS = 9
+_FINE = 61  # points along each axis that contours are drawn through
 _EDGE = 14.0  # points: labels of lines that would come closer to it are left out
 
 
@@ -85,7 +87,7 @@ def draw(report: dict[str, Any]) -> Figure:
             "shrinkA": 0, "shrinkB": 3,
         })  # fmt: skip
     axes.plot(*zip(*states, strict=True), "o", color=STATES, ms=5)
-    axes.plot([0], [0], "s", color=INK, ms=8)
+    axes.plot([0], [0], "s", color=INK, ms=8, zorder=5)
     labels = [("given weights", (0.0, 0.0), INK)]
     labels += [(name.removeprefix("state "), points[name], STATES) for name in points if name.startswith("state ")]
     for name, place in points.items():
@@ -135,7 +137,11 @@ def _contour(axes: Axes, surface: dict[str, Any], scale: float) -> None:
     levels = _levels(loss)
     if len(levels) < 2:
         return
-    masked = np.ma.masked_invalid(np.minimum(loss, levels[-1]))
+    if (loss > 0).all():  # between the points of the grid: the cubic spline of its logarithm
+        spline = RectBivariateSpline(b, a, np.log(loss), kx=min(3, len(b) - 1), ky=min(3, len(a) - 1))
+        a, b = (np.linspace(axis[0], axis[-1], _FINE) for axis in (a, b))
+        loss = np.exp(spline(b, a))
+    masked = np.ma.masked_invalid(np.clip(loss, levels[0], levels[-1]))
     for step, (low, high) in enumerate(pairwise(levels)):
         axes.contourf(a, b, masked, levels=[low, high], colors=[BLUE], alpha=0.05 + 0.33 * step / len(levels))
     lines = axes.contour(a, b, masked, levels=levels[1:-1], colors=[MUTED], linewidths=0.5, alpha=0.75)
@@ -145,6 +151,7 @@ def _contour(axes: Axes, surface: dict[str, Any], scale: float) -> None:
             text.set_visible(False)
         if not (_EDGE / _PANEL < up < 1 - _EDGE / _PANEL):
             text.set_visible(False)
+        text.set_alpha(1)
         text.set_gid(HALO)
         text.set_rotation_mode("anchor")
 

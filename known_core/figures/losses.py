@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from known_core.figures.candidates import plain
-from known_core.figures.style import CONTROL, GRID, MUTED, SMALL, STATES, WIDTH, new_figure, panel, write
+from known_core.figures.style import CONTROL, GRID, MUTED, SMALL, STATES, WIDTH, new_figure, panel, plain, write
 
 NAME = "losses"
 CAPTION = (

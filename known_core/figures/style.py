@@ -31,6 +31,12 @@ HALO = "halo"  # gid of text that has to be read over other things
 STATES, PREDICTION, CONTROL = BLUE, ORANGE, GREEN  # what a colour means in every figure
 
 
+def plain(words: object, most: int = 60) -> str:
+    """A stranger's words as one line of printable characters, of at most so many."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in str(words)).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def new_figure(height: float) -> Figure:
     """A figure of the common width.
 
@@ -60,7 +66,7 @@ def write(
 ) -> None:
     """One line of text at a place in points from the figure's upper left corner, on its baseline."""
     across, down = figure.get_size_inches() * 72
-    figure.text(left / across, 1 - top / down, words, color=color, fontsize=size, va="baseline", **options)
+    figure.text(left / across, 1 - top / down, plain(words, 100), color=color, fontsize=size, va="baseline", **options)
 
 
 def put_mark(figure: Figure, left: float, top: float, shape: str, **options: Any) -> None:
@@ -111,6 +117,7 @@ def name_points(axes: Axes, labels: Sequence[tuple[str, Place, str]], lines: Seq
         steps = np.linspace(0, 1, 2 + int(np.hypot(*(end - begin)) / 4))
         taken += [(x - 2, y - 2, x + 2, y + 2) for x, y in begin + np.outer(steps, end - begin)]
     for own, ((words, _, colour), (x, y)) in enumerate(zip(labels, marks, strict=True)):
+        words = plain(words, 24)
         width, height = 0.62 * SMALL * len(words), SMALL
         choices = [
             (x + dx - share * width, y + dy - height / 2, share)
@@ -130,7 +137,7 @@ def name_points(axes: Axes, labels: Sequence[tuple[str, Place, str]], lines: Seq
             return covered + 3 * (size[0] * size[1] - _overlap(place, edges))
 
         left, low, share = min(choices, key=cost)  # the first of the best
-        taken.append((left, low, left + width, low + height))
+        taken.append((left - 4, low, left + width + 4, low + height))
         axes.annotate(
             words, labels[own][1], (left + share * width - x, low + 1.5 - y), textcoords="offset points",
             color=colour, fontsize=SMALL, ha=_SIDES[share], va="baseline", fontweight="bold", gid=HALO, zorder=9,

@@ -16,6 +16,7 @@ from known_core.figures.style import HALO, PALETTE
 _ROLES = {light: role for role, (light, _) in PALETTE.items()}
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
+_DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 _UNUSED = {f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"}
 _DRAWING = threading.RLock()  # matplotlib's settings are the process's
 _SETTINGS = {
@@ -62,11 +63,11 @@ def to_svg(figure: Figure, name: str, title: str, description: str, *, standalon
         title, description: for those who do not see it.
         standalone: whether :data:`CSS` is inside; a page that shows several has it once.
     """
-    plain = io.StringIO()
+    drawn = io.StringIO()
     with drawing():
-        figure.savefig(plain, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    root = ElementTree.fromstring(plain.getvalue())  # noqa: S314 - what matplotlib has just written
-    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', plain.getvalue()))
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    root = ElementTree.fromstring(drawn.getvalue())  # noqa: S314 - what matplotlib has just written
+    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', drawn.getvalue()))
     for parent in root.iter():
         for child in [child for child in parent if child.tag in _UNUSED]:
             parent.remove(child)
@@ -85,7 +86,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str, *, standalon
         element = ElementTree.Element(
             f"{{{_SVG}}}{tag}", {"id": f"{name}-{'title' if tag == 'title' else 'description'}"}
         )
-        element.text = words
+        element.text = plain(words, 20_000)
         root.insert(place, element)
     if standalone:
         style = ElementTree.Element(f"{{{_SVG}}}style")
@@ -118,7 +119,7 @@ def _restyle(element: ElementTree.Element, name: str, used: set[str]) -> None:
     if re.fullmatch(r"rotate\(-?0 [-\d. ]+\)", element.get("transform", "")):
         del element.attrib["transform"]
     if "d" in element.attrib:
-        element.set("d", " ".join(element.attrib["d"].split()))
+        element.set("d", _DECIMALS.sub(lambda match: f"{float(match[0]):.2f}", " ".join(element.attrib["d"].split())))
     if element.text is not None and not element.text.strip():
         element.text = None
     element.tail = None

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from known_core.figures.candidates import colour, plain
-from known_core.figures.style import GRID, INK, MUTED, SMALL, WIDTH, new_figure, panel, write
+from known_core.figures.candidates import colour
+from known_core.figures.style import GRID, INK, MUTED, SMALL, WIDTH, new_figure, panel, plain, write
 
 NAME = "weight_changes"
 CAPTION = (

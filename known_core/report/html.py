@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from known_core.comparison import UNCHANGED
 from known_core.figures import CSS, figures_of, render_svg
-from known_core.figures.candidates import interval, percent, plain
+from known_core.figures.candidates import interval, percent
+from known_core.figures.style import plain
 
 POLICY = "default-src 'none'; style-src '{}'; base-uri 'none'; form-action 'none'"  # Content-Security-Policy, level 3
 _ROLES = {
