@@ -57,8 +57,8 @@ def loss_surface(
         nonlocal done
         done += 1
         on_point(done, total)
-        loss = float(task.measured(model, held_out).loss.mean())
-        return _rounded(loss) if np.isfinite(loss) else None
+        losses = task.measured(model, held_out).loss
+        return _rounded(float(losses.mean())) if np.isfinite(losses).all() else None
 
     model = task.load(original).to(device).eval()
     normalised = has_batch_norm(model)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from known_core.figures.style import HALO, PALETTE
+from known_core.figures.style import HALO, PALETTE, plain
 
 _ROLES = {light: role for role, (light, _) in PALETTE.items()}
 _SVG = "http://www.w3.org/2000/svg"
