@@ -39,7 +39,7 @@ def _spread(count: int, most: int) -> list[int]:
     """At most so many of the numbers below ``count``, evenly spread."""
     if count <= most:
         return list(range(count))
-    return np.linspace(0, count - 1, most).round().astype(int).tolist()
+    return [round(place * (count - 1) / (most - 1)) for place in range(most)]
 
 
 def _change(original: Checkpoint, candidate: Checkpoint, name: str, kind: Kind) -> dict[str, Any]:

@@ -49,10 +49,10 @@ def describe(report: dict[str, Any]) -> str:
     """Where everything lies, in words."""
     plane = report["plane"]
     surface = plane.get("surface")
+    losses: dict[str, float | None] = surface["at"] if surface else {}
     places = "; ".join(
         f"{name} ({_percent(point['a'], plane)}, {_percent(point['b'], plane)}), beside the plane by "
-        f"{_percent(point['beside'], plane)}"
-        + (f", loss {surface['at'][name]:.3g}" if _measured(surface, name) else "")
+        f"{_percent(point['beside'], plane)}" + (f", loss {losses[name]:.3g}" if losses.get(name) is not None else "")
         for name, point in plane["points"].items()
     )
     first, second = plane["shares"]
@@ -64,7 +64,8 @@ def describe(report: dict[str, Any]) -> str:
         text += f" The loss is the mean over {surface['examples']} held-out examples at each point of a grid"
         if surface["batch_norm"]:
             text += f", with batch-norm statistics estimated again there on {surface['batch_norm']} training examples"
-        text += f"; at the given weights {surface['at'][UNCHANGED]:.3g}." if _measured(surface, UNCHANGED) else "."
+        given = losses[UNCHANGED]
+        text += "." if given is None else f"; at the given weights {given:.3g}."
     return text
 
 
@@ -109,16 +110,12 @@ def draw(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def _measured(surface: dict[str, Any] | None, name: str) -> bool:
-    return bool(surface) and surface["at"].get(name) is not None
-
-
 def _percent(value: float, plane: dict[str, Any]) -> str:
     return f"{100 * value / plane['length']:.3g} %"
 
 
 def _is_fan(report: dict[str, Any]) -> bool:
-    return report["hypermodel"].get("design") == "fan"
+    return bool(report["hypermodel"].get("design") == "fan")
 
 
 def _set_limits(axes: Axes, places: list[tuple[float, float]], surface: dict[str, Any] | None, scale: float) -> None:
@@ -126,9 +123,10 @@ def _set_limits(axes: Axes, places: list[tuple[float, float]], surface: dict[str
         axes.set_xlim(scale * surface["a"][0], scale * surface["a"][-1])
         axes.set_ylim(scale * surface["b"][0], scale * surface["b"][-1])
         return
-    for values, limits in zip(np.array(places).T, (axes.set_xlim, axes.set_ylim), strict=True):
-        margin = 0.12 * float(np.ptp(values)) or 1.0
-        limits(float(values.min()) - margin, float(values.max()) + margin)
+    (left, low), (right, high) = np.min(places, axis=0), np.max(places, axis=0)
+    across, up = 0.12 * (right - left) or 1.0, 0.12 * (high - low) or 1.0
+    axes.set_xlim(left - across, right + across)
+    axes.set_ylim(low - up, high + up)
 
 
 def _contour(axes: Axes, surface: dict[str, Any], scale: float) -> None:

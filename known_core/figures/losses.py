@@ -50,8 +50,9 @@ def draw(report: dict[str, Any]) -> Figure:
         axes.set_ylim(0, 1.05 * highest or 1)
         axes.set_xlim(0, steps[-1])
         axes.set_xticks([0, steps[-1]], ["0", f"{steps[-1]:,.0f}"])
-        for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-            label.set_horizontalalignment(side)
+        first, last = axes.get_xticklabels()
+        first.set_horizontalalignment("left")
+        last.set_horizontalalignment("right")
         axes.locator_params(axis="y", nbins=4)
         if column:
             axes.tick_params(labelleft=False)

@@ -107,8 +107,9 @@ def name_points(axes: Axes, labels: Sequence[tuple[str, Place, str]], lines: Seq
         labels: words, the mark's place in the axes' units, and a colour; the first ones choose first.
         lines: straight ones, by their ends.
     """
-    box = axes.get_window_extent()
-    pixel = 72 / axes.get_figure(root=True).dpi  # points
+    box, root = axes.get_window_extent(), axes.get_figure(root=True)
+    assert root is not None
+    pixel = 72 / root.dpi  # points
     marks = [axes.transData.transform(place) * pixel for _, place, _ in labels]
     edges = (box.x0 * pixel, box.y0 * pixel, box.x1 * pixel, box.y1 * pixel)
     taken = [(x - 6, y - 5, x + 6, y + 5) for x, y in marks]

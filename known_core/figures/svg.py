@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -19,7 +20,7 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 _UNUSED = {f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"}
 _DRAWING = threading.RLock()  # matplotlib's settings are the process's
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "known",  # the same figure gives the same bytes
     "text.parse_math": False,  # strangers' names may have dollar signs

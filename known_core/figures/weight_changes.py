@@ -56,9 +56,9 @@ def draw(report: dict[str, Any]) -> Figure:
     for place, (label, change, tensors) in enumerate(rows):
         density = _density(tensors, edges)
         ridge = place + 1 - _OVERLAP * density / density.max() if density.max() > 0 else np.full(_BINS, place + 1.0)
-        order = {"zorder": 3 + place}
-        axes.fill_between(middles, place + 1, ridge, color=tint, alpha=0.32, linewidth=0, clip_on=False, **order)
-        axes.plot(middles, ridge, color=tint, linewidth=1, clip_on=False, **order)
+        order = 3 + place
+        axes.fill_between(middles, place + 1, ridge, color=tint, alpha=0.32, lw=0, clip_on=False, zorder=order)
+        axes.plot(middles, ridge, color=tint, linewidth=1, clip_on=False, zorder=order)
         down = top + (place + 1) * _ROW - 3
         write(figure, _LEFT - 8, down, label, size=SMALL, color=INK, ha="right")
         write(figure, WIDTH - 4, down, percent_of(change), size=SMALL, color=MUTED, ha="right")

@@ -59,7 +59,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"plain": lambda words: plain(words, 400), "percent": percent, "interval": interval}
+    environment.filters["plain"] = lambda words: plain(words, 400)
+    environment.filters["percent"] = percent
+    environment.filters["interval"] = interval
     return environment
 
 
