@@ -27,6 +27,7 @@ _STATUS = {
     "quota_exceeded": 429,
     "artifact_not_found": 404,
     "delivery_not_found": 404,
+    "figure_not_found": 404,
     "job_not_found": 404,
     "upload_not_found": 404,
     "upload_expired": 410,

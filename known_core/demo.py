@@ -155,7 +155,7 @@ def _prepare(data: str, home: Path, console: Console) -> Path:
                 seed=0,
                 device=torch.device("cpu"),
                 schedule="cosine",
-                on_step=lambda step, total: progress.update(task, completed=step, total=total),
+                on_step=lambda step, total, loss: progress.update(task, completed=step, total=total),
             )
         save_file(model.state_dict(), temporary / "model.safetensors", metadata={"format": "pt"})
     return folder

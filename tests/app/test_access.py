@@ -126,6 +126,7 @@ def routes(stack: Stack) -> list[tuple[str, str]]:
 def filled(path: str, job_id: str, upload_id: str) -> str:
     path = path.replace("{delivery_id}", job_id.replace("job_", "msg_"))
     path = path.replace("{job_id}", job_id).replace("{upload_id}", upload_id).replace("{path}", "report.json")
+    path = path.replace("{name}", "before_after")
     assert "{" not in path, "say here what this route's parameter is"
     return path
 

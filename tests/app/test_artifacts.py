@@ -38,7 +38,13 @@ def test_the_download_verifies_and_loads(client: Client, finished_job: str, tmp_
 
 def test_one_candidate_can_be_fetched_alone(client: Client, finished_job: str, tmp_path: Path) -> None:
     client.download(finished_job, tmp_path / "one", only="x4")
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"x4", "report.json", "report.md", "manifest.json"}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        "x4",
+        "report.json",
+        "report.md",
+        "report.html",
+        "manifest.json",
+    }
 
 
 def test_ranges_and_etags(stack: Stack, client: Client, finished_job: str) -> None:

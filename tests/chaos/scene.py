@@ -16,7 +16,7 @@ from known_core.stack import Stack
 from tests.conftest import Inputs, ended
 
 PHASES = ["downloading", "evaluating_before", *(f"forgetting {stage} of 4" for stage in range(1, 5)), "nowcasting",
-          "calibrating", "evaluating_after", "packaging"]  # fmt: skip
+          "calibrating", "evaluating_after", "charting", "packaging"]  # fmt: skip
 AWAY = ("server_unreachable", "store_unavailable")  # what a client hears while something is started again
 LEASE_S = 4.0  # tests.conftest.SETTINGS
 MODULES = ("worker.fetcher", "worker.helper", "worker.publisher", "worker.trainer")

@@ -12,7 +12,7 @@ from tests.chaos.scene import LEASE_S, PHASES, Scene, trainers, until
 
 Begin = Callable[..., Scene]
 TARGETS = ["trainer", "supervisor", "worker", "api", "valkey"]
-QUICK = {"nowcasting", "calibrating", "packaging"}  # of this small job may be over before a fault is made
+QUICK = {"nowcasting", "calibrating", "charting", "packaging"}  # of this small job may be over before a fault is made
 
 
 @pytest.mark.chaos

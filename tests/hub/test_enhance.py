@@ -131,7 +131,7 @@ def test_a_hub_id_in_and_a_repository_out(world: World, published: dict[str, Any
     assert {name: after[name] for name in before.keys() - changed} == {n: before[n] for n in before.keys() - changed}
     assert after.keys() - before.keys() == {
         f"known/{name}" for name in ("base-model-card.md", "report.json", "report.md", "manifest.json",
-                                     "forgetting-curve.png")
+                                     "forgetting-curve.png", "before-after.png", "landscape.png")
     }  # fmt: skip
     assert "pytorch_model.bin" not in after
     assert after["known/base-model-card.md"] == before["README.md"]
