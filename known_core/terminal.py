@@ -93,6 +93,23 @@ def job_bars(console: Console) -> Iterator[Callable[[Fields], None]]:
         _complete(progress, current)
 
 
+def seen() -> Console | None:
+    """Standard error, where somebody sees bars on it: a terminal, or a notebook."""
+    console = Console(stderr=True)
+    return console if console.is_terminal or console.is_jupyter else None
+
+
+@contextmanager
+def bars_where_seen() -> Iterator[Callable[[Fields], None]]:
+    """:func:`job_bars` on standard error where somebody sees it; else nothing is drawn."""
+    console = seen()
+    if console is None:
+        yield lambda event: None
+        return
+    with job_bars(console) as draw:
+        yield draw
+
+
 def show_events(events: Iterable[Fields], console: Console) -> None:
     """Draw a job's events until they end."""
     ended = ""
@@ -164,7 +181,7 @@ def binary_size(count: float) -> str:
 
 def show_report(report: dict[str, Any], console: Console) -> None:
     """The before/after table, the conclusion, and the notes on how to read them."""
-    if "transfer" in report:
+    if "transfer" in report or report.get("own_task"):
         console.print(before_and_after(report))
     console.print("* delivered. " + report["conclusion"], soft_wrap=True)
     for note in report["notes"]:
@@ -172,18 +189,20 @@ def show_report(report: dict[str, Any], console: Console) -> None:
 
 
 def before_and_after(report: dict[str, Any]) -> Table:
-    """The transfer probe of every candidate."""
+    """The transfer probe of every candidate, and how it does on its own task, as far as they were measured."""
+    probed, own_task = report.get("transfer", {}), report.get("own_task", {})
     table = Table(title=f"Before and after: {report['metric']} in %")
     table.add_column("candidate", no_wrap=True)
     for column in ("downstream", "gain, points [95%]", "lr", "own task"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, row in report["transfer"].items():
+    for name in probed or own_task:
+        row = probed.get(name)
         table.add_row(
             name + (" *" if name == report["selected"] else ""),
-            f"{100 * row['mean']:.2f}",
-            _gain(row["gain"]),
-            f"{row['learning_rate']:g}",
-            f"{100 * report['own_task'][name]['accuracy']:.2f}",
+            f"{100 * row['mean']:.2f}" if row else "–",
+            _gain(row["gain"]) if row else "–",
+            f"{row['learning_rate']:g}" if row else "–",
+            f"{100 * own_task[name]['accuracy']:.2f}" if name in own_task else "–",
         )
     return table
 

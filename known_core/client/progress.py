@@ -5,20 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from known_core.terminal import byte_bars, job_bars
-
-
-def _seen(console: Console) -> bool:
-    return console.is_terminal or console.is_jupyter
+from known_core.terminal import byte_bars, job_bars, seen
 
 
 @contextmanager
 def job_progress(job_id: str, show: bool) -> Iterator[Callable[[Any], None]]:
     """Draws each event of a job that it is given. An interruption says how to come back."""
-    console = Console(stderr=True)
-    if not (show and _seen(console)):
+    console = seen() if show else None
+    if console is None:
         yield lambda event: None
         return
     try:
@@ -32,8 +26,8 @@ def job_progress(job_id: str, show: bool) -> Iterator[Callable[[Any], None]]:
 @contextmanager
 def upload_progress(show: bool) -> Iterator[Callable[[Path, int, int], None]]:
     """Draws uploads: a bar for each file that is told of."""
-    console = Console(stderr=True)
-    if not (show and _seen(console)):
+    console = seen() if show else None
+    if console is None:
         yield lambda path, done, total: None
         return
     with byte_bars(console) as bars:

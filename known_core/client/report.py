@@ -61,7 +61,7 @@ class Report(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        table = _html_table(self) if "transfer" in self else ""
+        table = _html_table(self) if "transfer" in self or self.get("own_task") else ""
         return f"<p><b>{html.escape(self.conclusion)}</b></p>{table}<ul>{notes}</ul>"
 
 

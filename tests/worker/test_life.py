@@ -55,10 +55,10 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_was(
     assert not paused["pausing"]
     assert paused["phase"] is None
     assert paused["cost"]["actual_seconds"] > 0
-    listed = client._json("GET", f"/v1/jobs/{job_id}/checkpoints")["data"]
+    listed = client.checkpoints(job_id)
     assert {"inputs", "evaluation-unchanged", "fan-0"} <= {stage["stage"] for stage in listed}
     assert all(stage["bytes"] > 0 for stage in listed)
-    assert job_id in [job["id"] for job in client.jobs(status="paused")["data"]]
+    assert job_id in [job.id for job in client.jobs(status="paused")]
     work = stack.logs.parent / "jobs" / job_id / "run" / "work"
     kept = {path: path.stat().st_mtime_ns for path in work.glob("[!.]*/stage.json")}
     with pytest.raises(KnownError, match="job_busy"):
