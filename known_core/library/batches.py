@@ -1,5 +1,6 @@
 """A user's batches: what they are made of, their loss, their labels, and the device they go to."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ DEFAULT_BATCH = 32
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Cross-entropy of (input, label) batches; of batches that are mappings, the loss that the model itself returns."""
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Mapping) and _takes(model, batch):
         answer = model(**batch)
         loss: Tensor | None = answer.get("loss") if isinstance(answer, Mapping) else getattr(answer, "loss", None)
         if loss is not None:
@@ -33,6 +34,15 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         f"a batch is a {type(batch).__name__}, and neither (input, label) nor what the model makes a loss of",
         "Give loss: a function of the model and a batch that returns the loss.",
     )
+
+
+def _takes(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether a model's forward has arguments of these names."""
+    try:
+        inspect.signature(model.forward).bind(**batch)
+    except TypeError:
+        return False
+    return True
 
 
 def logits_of(answer: Any) -> Tensor:

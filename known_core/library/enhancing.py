@@ -33,7 +33,7 @@ from known_core.hypermodels import hypermodel_path, load_hypermodel, shipped_hyp
 from known_core.library.batches import Data, Loss, WithLoss, default_loss
 from known_core.library.findings import findings
 from known_core.library.probe import Probe
-from known_core.library.result import Candidates, Enhanced
+from known_core.library.result import Candidates, Enhanced, Scratch
 from known_core.manifest import processor, write_manifest
 from known_core.nowcast import nowcast
 from known_core.spec import candidate_names
@@ -113,10 +113,9 @@ def enhance(
         device=torch.device(device) if device is not None else default_device(),
     )  # fmt: skip
     plan.check()
-    owner = TemporaryDirectory(prefix="known-") if folder is None else None
-    root = Path(owner.name if owner else str(folder))
+    scratch = Scratch() if folder is None else None
     with bars_where_seen() if progress else nullcontext(lambda event: None) as draw:
-        return _Run(plan, root, Reporter(draw)).run(owner)
+        return _Run(plan, scratch.folder if scratch else Path(str(folder)), Reporter(draw)).run(scratch)
 
 
 def _hypermodel(given: str | Path | None) -> Path:
@@ -188,7 +187,7 @@ class _Run:
         self._known = load_hypermodel(plan.hypermodel, plan.device)
         self._subsets = nested_subsets(plan.labels, plan.rate, STATES, plan.seed)
 
-    def run(self, owner: "TemporaryDirectory[str] | None") -> Enhanced:
+    def run(self, scratch: Scratch | None) -> Enhanced:
         given = self._given()
         trained = self._forget(given)
         predicted = self._nowcast(trained)
@@ -196,7 +195,7 @@ class _Run:
         probes, scores = self._measure(candidates)
         result = self._package(candidates, predicted, probes, scores)
         report = Report(read_json(result / "report.json"))
-        return Enhanced(Candidates(result, list(candidates)), report, result, owner)
+        return Enhanced(Candidates(result, list(candidates), scratch), report)
 
     def _given(self) -> Checkpoint:
         """Θ_0. It names every later stage by its sha256."""

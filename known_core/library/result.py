@@ -1,9 +1,11 @@
 """What :func:`known_core.enhance` returns."""
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -17,16 +19,29 @@ if TYPE_CHECKING:
     from known_core.client.report import Report
 
 
-class Candidates(Mapping[str, dict[str, Tensor]]):
-    """State dicts by name, each read from its file when it is asked for. Args: folder: holds a folder for each."""
+class Scratch:
+    """A temporary folder that lives as long as this object does."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        self._folder, self._names = folder, names
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="known-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
+class Candidates(Mapping[str, dict[str, Tensor]]):
+    """State dicts by name, each read from its file when it is asked for.
+
+    Args:
+        folder: holds a folder for each, report.json and manifest.json.
+        scratch: where the folder is temporary.
+    """
+
+    def __init__(self, folder: Path, names: list[str], scratch: Scratch | None) -> None:
+        self.folder, self._names, self._scratch = folder, names, scratch
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         if name not in self._names:
             raise KeyError(name)
-        return read_state(Checkpoint(self._folder / name))
+        return read_state(Checkpoint(self.folder / name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -46,8 +61,6 @@ class Enhanced:
 
     candidates: Candidates
     report: "Report"
-    _folder: Path
-    _owner: "TemporaryDirectory[str] | None" = field(repr=False, default=None)  # alive as long as the files are needed
 
     @property
     def selected(self) -> str:
@@ -73,9 +86,9 @@ class Enhanced:
         if target.exists():
             raise KnownError("output_exists", f"{target} exists already", "Name another folder, or remove it.")
         with atomic_folder(target) as temporary:
-            for file in sorted(self._folder.rglob("*")):
+            for file in sorted(self.candidates.folder.rglob("*")):
                 if file.is_file() and file.name != "stage.json":
-                    link_or_copy(file, temporary / file.relative_to(self._folder))
+                    link_or_copy(file, temporary / file.relative_to(self.candidates.folder))
         return target
 
     def __repr__(self) -> str:
