@@ -30,7 +30,7 @@ from known_core.client.records import (
 from known_core.client.report import Report
 from known_core.client.requests import Input, Wanted
 from known_core.client.steps import Steps
-from known_core.client.transfer import Patience, Progress, upload_path
+from known_core.client.transfer import Patience, Progress, unseen, upload_path
 
 Result = TypeVar("Result")
 Class = TypeVar("Class", bound=type)
@@ -48,10 +48,6 @@ def _documented_as(other: type) -> Callable[[Class], Class]:
     return document
 
 
-def _quiet(done: int, total: int) -> None:
-    """Shows nothing."""
-
-
 @_documented_as(blocking.Job)
 class AsyncJob(JobFields):
     """A job, and what can be done with it. Its fields are those of the moment: :meth:`refresh` asks again."""
@@ -67,7 +63,7 @@ class AsyncJob(JobFields):
     async def report(self) -> Report:
         return await self._client.report(self.id)
 
-    async def download(self, out: Path | str, only: str | None = None, on_bytes: Progress = _quiet) -> int:
+    async def download(self, out: Path | str, only: str | None = None, on_bytes: Progress = unseen) -> int:
         return await self._client.download(self.id, out, only, on_bytes)
 
     async def cancel(self) -> "AsyncJob":
@@ -166,7 +162,7 @@ class AsyncClient:
         wanted = Wanted(request, model, dataset, trajectory, downstream, settings)
         return Estimate.model_validate(await self._start(wanted, token, None, progress, dry_run=True))
 
-    async def upload(self, path: Path | str, on_bytes: Progress = _quiet) -> str:
+    async def upload(self, path: Path | str, on_bytes: Progress = unseen) -> str:
         return await self._do(upload_path(self.server, Path(path), on_bytes, Patience(self._patience_s)))
 
     async def job(self, job_id: str) -> AsyncJob:
@@ -235,7 +231,7 @@ class AsyncClient:
     async def files(self, job_id: str) -> list[Artifact]:
         return await self._do(operations.files(job_id, self._patience_s))
 
-    async def download(self, job_id: str, out: Path | str, only: str | None = None, on_bytes: Progress = _quiet) -> int:
+    async def download(self, job_id: str, out: Path | str, only: str | None = None, on_bytes: Progress = unseen) -> int:
         return await self._do(operations.download(job_id, Path(out), only, on_bytes, self._patience_s))
 
     async def upload_info(self, upload_id: str) -> Upload:

@@ -27,13 +27,9 @@ from known_core.client.records import (
 from known_core.client.report import Report
 from known_core.client.requests import Input, Wanted
 from known_core.client.steps import Steps
-from known_core.client.transfer import Patience, Progress, upload_path
+from known_core.client.transfer import Patience, Progress, unseen, upload_path
 
 Result = TypeVar("Result")
-
-
-def _quiet(done: int, total: int) -> None:
-    """Shows nothing."""
 
 
 class Job(JobFields):
@@ -60,7 +56,7 @@ class Job(JobFields):
         """The before/after report. Raises: ResultNotReady before the job has succeeded."""
         return self._client.report(self.id)
 
-    def download(self, out: Path | str, only: str | None = None, on_bytes: Progress = _quiet) -> int:
+    def download(self, out: Path | str, only: str | None = None, on_bytes: Progress = unseen) -> int:
         """Fetch the files and verify every sha256, see :meth:`Client.download`."""
         return self._client.download(self.id, out, only, on_bytes)
 
@@ -196,7 +192,7 @@ class Client:
         wanted = Wanted(request, model, dataset, trajectory, downstream, settings)
         return Estimate.model_validate(self._start(wanted, token, None, progress, dry_run=True))
 
-    def upload(self, path: Path | str, on_bytes: Progress = _quiet) -> str:
+    def upload(self, path: Path | str, on_bytes: Progress = unseen) -> str:
         """Send a file, or a folder as a zip; returns the upload's id. The server checks the sha256.
 
         What was interrupted goes on where it was, also in the next call with the same file.
@@ -302,7 +298,7 @@ class Client:
         """The result's files, with their sha256 and addresses that can be given to others."""
         return self._do(operations.files(job_id, self._patience_s))
 
-    def download(self, job_id: str, out: Path | str, only: str | None = None, on_bytes: Progress = _quiet) -> int:
+    def download(self, job_id: str, out: Path | str, only: str | None = None, on_bytes: Progress = unseen) -> int:
         """Fetch a job's files into a folder and verify every sha256. What was interrupted goes on where it was.
 
         Args:

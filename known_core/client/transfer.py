@@ -20,6 +20,10 @@ _PAUSE_S = 0.5  # between two tries
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
+def unseen(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
 class Patience:
     """How long failures that may pass are borne without progress, once there was some. Args: limit_s: seconds."""
 
