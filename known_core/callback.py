@@ -170,12 +170,11 @@ class KnownCallback(TrainerCallback):
         return self.folder / f"start-{index}"
 
     def _keep(self, model: nn.Module, index: int, processor: Any, mean: AveragedModel | None) -> None:
-        source = model if mean is None else mean.module
+        source: nn.Module = model if mean is None else mean.module
         with atomic_folder(self.folder / f"state-{index}") as folder:
             if hasattr(model, "save_pretrained"):
-                model.save_pretrained(
-                    folder, state_dict=source.state_dict()
-                )  # tied weights once, as from_pretrained reads
+                whole: Any = model  # what is tied is written once, as from_pretrained reads it
+                whole.save_pretrained(folder, state_dict=source.state_dict())
             else:
                 save_state(tensors_of(source), folder)
             if processor is not None and hasattr(processor, "save_pretrained"):

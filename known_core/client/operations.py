@@ -203,10 +203,9 @@ def check_succeeded(job: JobFields) -> None:
     if job.error is None:
         failed = errors.JobFailed("job_canceled", f"{job.id} was canceled", "Start it again if it was a mistake.")
     else:
-        kind = errors.class_of(job.error.code)
-        kind = kind if issubclass(kind, errors.JobFailed) else errors.JobFailed
-        said = job.error
-        failed = kind(said.code, said.message, said.hint, retryable=said.retryable)  # type: ignore[assignment]
+        said, kind = job.error, errors.class_of(job.error.code)
+        failing = kind if issubclass(kind, errors.JobFailed) else errors.JobFailed
+        failed = failing(said.code, said.message, said.hint, retryable=said.retryable)
     failed.job = job
     raise failed
 

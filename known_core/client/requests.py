@@ -13,12 +13,13 @@ from known_core.spec import (
     ForgettingSettings,
     NowcastSettings,
     OutputSettings,
+    Settings,
 )
 
 Input = str | Path | Mapping[str, Any]  # a path, "hub:user/name[@revision]", or the API's form with "path" for a file
 Upload = Callable[[Path], Steps[str]]
 
-_SECTIONS = {
+_SECTIONS: dict[str, type[Settings]] = {
     "forgetting": ForgettingSettings,
     "nowcast": NowcastSettings,
     "evaluation": EvaluationSettings,

@@ -211,7 +211,7 @@ class _Run:
     def _forget(self, given: Checkpoint) -> dict[str, list[Checkpoint]]:
         """The states of the hyper-model's design, Θ_0 first, and those that controls need."""
         design = self._known.design
-        wanted = [(design, stage) for stage in range(STATES - 1)]
+        wanted: list[tuple[str, int]] = [(design, stage) for stage in range(STATES - 1)]
         wanted += [("fan", 0)] if "continued" in self._plan.controls and design == "chain" else []
         wanted += [("swa", 0)] if "swa" in self._plan.controls else []
         states: dict[str, list[Checkpoint]] = {name: [given] for name in ("chain", "fan", "swa")}

@@ -93,7 +93,7 @@ class Scene:
         deadline = time.monotonic() + 60
         while True:
             try:
-                return self.client.job(job_id)
+                return self.client.job(job_id).raw
             except KnownError as error:
                 if error.code not in AWAY or time.monotonic() > deadline:
                     raise

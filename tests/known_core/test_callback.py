@@ -25,7 +25,7 @@ from tests.known_core.conftest import Run
 
 CONFIG = BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-    max_position_embeddings=16, num_labels=2,
+    max_position_embeddings=16,
 )  # fmt: skip
 
 

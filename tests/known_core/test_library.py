@@ -56,7 +56,7 @@ def plain_training(model: nn.Module, loader: "DataLoader[Any]", epochs: int = 1)
     for _ in range(epochs):
         for images, labels in loader:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
+            nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
@@ -68,7 +68,7 @@ def test_candidates_probed_and_saved(
     model: nn.Module, source: TensorDataset, held_out: TensorDataset, digits: ImageArrays, tmp_path: Path
 ) -> None:
     def new_head(network: nn.Module) -> nn.Module:
-        network[4] = nn.Linear(512, 5)  # type: ignore[operator,index]
+        network[4] = nn.Linear(512, 5)  # type: ignore[operator]
         return network
 
     before = copy.deepcopy(model.state_dict())
@@ -219,7 +219,5 @@ def test_data_that_cannot_be(model: nn.Module, source: TensorDataset) -> None:
 
 
 def test_importing_the_library_loads_no_torch() -> None:
-    code = (
-        "import known_core, sys; assert not {'torch', 'transformers', 'httpx'} & set(sys.modules)"
-    )
+    code = "import known_core, sys; assert not {'torch', 'transformers', 'httpx'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

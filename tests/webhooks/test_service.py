@@ -63,9 +63,8 @@ def delivery_when(client: Client, job_id: str, enough: Callable[[dict[str, Any]]
     """The job's delivery, as soon as it is ``enough``."""
     for _ in range(600):
         found = list(client.deliveries(job_id))
-        if found and enough(found[0]):
-            delivery: dict[str, Any] = found[0]
-            return delivery
+        if found and enough(found[0].raw):
+            return found[0].raw
         time.sleep(0.05)
     raise AssertionError(f"the delivery is still {found}")
 
@@ -122,7 +121,11 @@ def test_secrets_of_webhooks_are_written_nowhere(
     delivery_when(client, job_id, lambda delivery: delivery["status"] == "delivered")
     secret = client.webhook_secret().secret
     receiver.received[0].verified(secret)
-    said = events + client.logs(job_id) + json.dumps([client.job(job_id).raw, *(delivery.raw for delivery in client.deliveries(job_id))])
+    said = (
+        events
+        + client.logs(job_id)
+        + json.dumps([client.job(job_id).raw, *(delivery.raw for delivery in client.deliveries(job_id))])
+    )
     written = {path: path.read_bytes() for path in webhook_stack[1].rglob("*") if path.is_file()}
     assert any(job_id.encode() in data for path, data in written.items() if "valkey" in path.parts)
     for canary in (QUERY, USER, secret.removeprefix("whsec_"), secret.removeprefix("whsec_")[:20]):
