@@ -43,7 +43,9 @@ def complete_job(context: typer.Context, incomplete: str) -> Iterator[tuple[str,
     given = context.params
     with suppress(KnownError, httpx.HTTPError, ValueError, KeyError):
         options = connection(given.get("server"), given.get("api_key")) | {"timeout": _COMPLETION_S}
-        for job in httpx.get("/v1/jobs", params={"limit": _COMPLETED}, **options).json()["data"]:
+        with httpx.Client(**options) as service:
+            jobs = service.get("/v1/jobs", params={"limit": _COMPLETED}).json()["data"]
+        for job in jobs:
             if job["id"].startswith(incomplete):
                 yield job["id"], " ".join(filter(None, (job["status"], job["phase"], job["created_at"])))
 

@@ -45,7 +45,7 @@ def test_a_job_from_paths_to_files(stack: Stack, inputs: Inputs, tmp_path: Path)
         job = client.enhance(**wanted(inputs), metadata={"made": "by hand"})
         assert (job.request["forgetting"]["learning_rate"], job.request["evaluation"]["seeds"]) == (1e-3, 3)
         assert job.metadata == {"made": "by hand"}
-        job = job.wait(timeout_s=200, progress=False)
+        job = job.wait(progress=False)
         assert job.status == "succeeded"
         assert job.result is not None
         assert isinstance(job.finished_at, datetime)
@@ -81,7 +81,7 @@ def test_the_same_without_blocking(stack: Stack, inputs: Inputs, tmp_path: Path)
 
             async with anyio.create_task_group() as group:
                 group.start_soon(tick)
-                job = await job.wait(timeout_s=200, progress=False)
+                job = await job.wait(progress=False)
                 group.cancel_scope.cancel()
             assert ticks > 10  # the event loop was free meanwhile
             assert job.status == "succeeded"
