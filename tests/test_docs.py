@@ -21,6 +21,7 @@ from worker.settings import WorkerSettings
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SOURCES = [path for package in ("app", "known_core", "worker") for path in sorted((ROOT / package).rglob("*.py"))]
+RAISED = ("KnownError", "problem", "Invalid", "NotFound", "Unavailable", "JobFailed")  # what is given a code
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "known_core" / "weights").glob("*.md"))]
 
 
@@ -84,7 +85,7 @@ def error_codes() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if name in ("KnownError", "TooMany", "_bad", "__init__") and isinstance(node.args[0].value, str):
+                if name in (*RAISED, "TooMany", "_bad", "__init__") and isinstance(node.args[0].value, str):
                     codes.add(node.args[0].value)
             elif isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "code":
                 assert isinstance(node.value, ast.Constant | ast.Name)

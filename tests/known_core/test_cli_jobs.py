@@ -103,12 +103,12 @@ def test_pausing_and_resuming(run: Run, client: Client, inputs: Inputs, tmp_path
 def test_settings_that_cannot_be(
     run: Run, client: Client, inputs: Inputs, tmp_path: Path, flags: list[str], expected: str
 ) -> None:
-    before = client.jobs(limit=1)
+    before = list(client.jobs(limit=1))
     status, out, said = run(*arguments(inputs, tmp_path), *flags)
     assert (status, out) == (1, "")
     assert expected in said
     assert "Traceback" not in said
-    assert client.jobs(limit=1) == before
+    assert list(client.jobs(limit=1)) == before
 
 
 @pytest.mark.parametrize("flag", ["--model", "--dataset", "--downstream"])
