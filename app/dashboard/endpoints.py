@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from app.dashboard.fields import data_fields, sections
 from app.dashboard.pages import HEADERS, Page, page
 from app.dashboard.service import DashboardService
 from app.dependencies import JobId, Sessions, Who, caller_by_key
@@ -38,7 +39,7 @@ def list_jobs(
 
 @router.get("/jobs/new")
 def new_job(request: Request, dashboard: Dashboard, caller: Who) -> Response:
-    return page(request, "new.html", abilities=dashboard.abilities())
+    return page(request, "new.html", abilities=dashboard.abilities(), sections=sections(), data_fields=data_fields)
 
 
 @router.get("/jobs/{job_id}")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH = 240  # of a drawing, in its own units; the zero line is part of the axis
+WIDTH = 240  # of a drawing, in its own units: job.html's viewBox
 _MARGIN = 6
 
 
@@ -12,7 +12,6 @@ _MARGIN = 6
 class Bar:
     """A candidate's gain: x of the interval's ends, of its mean and of zero, between 0 and ``WIDTH``."""
 
-    name: str
     low: float
     mean: float
     high: float
@@ -21,8 +20,8 @@ class Bar:
     harmed: bool  # it lies below
 
 
-def intervals(transfer: dict[str, Any]) -> list[Bar]:
-    """The gains of a report's candidates on one axis that has zero in it."""
+def intervals(transfer: dict[str, Any]) -> dict[str, Bar]:
+    """The gains of a report's candidates, by name, on one axis that has zero in it."""
     gains = {name: row["gain"] for name, row in transfer.items() if row["gain"]}
     finite = [value for gain in gains.values() for value in (gain["low"], gain["high"]) if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
@@ -32,7 +31,7 @@ def intervals(transfer: dict[str, Any]) -> list[Bar]:
         inside = min(max(value, low), high)
         return round(_MARGIN + (WIDTH - 2 * _MARGIN) * (inside - low) / span, 1)
 
-    return [
-        Bar(name, x(gain["low"]), x(gain["mean"]), x(gain["high"]), x(0.0), gain["low"] > 0, gain["high"] < 0)
+    return {
+        name: Bar(x(gain["low"]), x(gain["mean"]), x(gain["high"]), x(0.0), gain["low"] > 0, gain["high"] < 0)
         for name, gain in gains.items()
-    ]
+    }

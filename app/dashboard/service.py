@@ -51,7 +51,7 @@ class JobPage:
     events: list[tuple[JobEvent, str]]  # newest first, each with its time
     log: str
     report: dict[str, Any] | None
-    bars: list[Bar]
+    bars: dict[str, Bar]
     files: list[ArtifactView]
     deliveries: list[DeliveryView]
     snippets: list[Snippet]
@@ -97,10 +97,10 @@ class DashboardService:
             events=[(event, rfc3339(int(event.id.partition("-")[0]))) for event in newest],
             log=self._artifacts.logs(job_id, _LOG_LINES),
             report=report,
-            bars=intervals(report["transfer"]) if report and "transfer" in report else [],
+            bars=intervals(report["transfer"]) if report and "transfer" in report else {},
             files=files or [],
             deliveries=self._webhooks.page(caller, job_id, None, None, 20).data,
-            snippets=snippets_of(job, server, with_key=self._settings.access == "keys"),
+            snippets=snippets_of(job, files or [], server, with_key=self._settings.access == "keys"),
         )
 
 

@@ -5,6 +5,7 @@ import pprint
 import shlex
 from dataclasses import dataclass
 
+from app.artifacts.schemas import ArtifactView
 from app.jobs.schemas import JobView
 
 
@@ -18,10 +19,11 @@ class Snippet:
     python: str
 
 
-def snippets_of(job: JobView, server: str, *, with_key: bool) -> list[Snippet]:
+def snippets_of(job: JobView, files: list[ArtifactView], server: str, *, with_key: bool) -> list[Snippet]:
     """How to repeat, follow and download a job.
 
     Args:
+        files: that it made.
         server: the service's address, as the reader's browser has it.
         with_key: whether the service asks for one; it is read from KNOWN_API_KEY.
     """
@@ -46,14 +48,17 @@ def snippets_of(job: JobView, server: str, *, with_key: bool) -> list[Snippet]:
         ),
     ]
     if job.result is not None:
+        chosen = [file for file in files if file.path.startswith((f"{job.result.selected}/", "report."))]
+        fetch = [
+            f"curl -sS --create-dirs -o {shlex.quote(file.path)} {key}{shlex.quote(server + file.url)}"
+            for file in chosen
+        ]
+        sums = "\n".join(f"{file.sha256}  {file.path}" for file in chosen)
         found.append(
             Snippet(
                 "download",
                 "Download and verify the result",
-                f"curl -sS {key}{base}/artifacts \\\n  | jq -r '.data[] | \"\\(.sha256)  \\(.path)\"' > sha256.txt\n"
-                f"cut -c67- sha256.txt | while read -r file; do\n"
-                f'  curl -sS --create-dirs -o "$file" {key}"{base}/artifacts/$file"\n'
-                "done\nsha256sum --check sha256.txt",
+                "\n".join([*fetch, f"sha256sum --check - <<'END'\n{sums}\nEND"]),
                 f"from pathlib import Path\n\n{client}"
                 f'client.download("{job.id}", Path("{job.id}"), only="{job.result.selected}")',
             )

@@ -36,6 +36,9 @@ document.addEventListener("click", (event) => {
   if (button?.dataset.copy) copy(button);
   if (button?.hasAttribute("data-live-toggle")) toggleLive(button);
 });
-document.addEventListener("htmx:config:request", (event) => { if (!isLive()) event.preventDefault(); });
+document.addEventListener("htmx:config:request", (event) => {
+  const polls = event.detail.ctx.sourceElement.getAttribute("hx-trigger")?.startsWith("every");
+  if (polls && !isLive()) event.preventDefault();
+});
 document.addEventListener("htmx:after:swap", () => localTimes());
 localTimes();
