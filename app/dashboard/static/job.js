@@ -92,6 +92,8 @@ function listen() {
   source.onerror = () => { // the browser connects again by itself, unless the answer was no stream
     if (!over && source.readyState !== EventSource.CLOSED) return;
     stopListening();
+    if (over) return;
+    refresh(); // which leads to the login, where the session is over
     setTimeout(listen, AGAIN_MS);
   };
 }
