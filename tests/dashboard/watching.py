@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Route
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route
 
 _REPORT = """addEventListener("securitypolicyviolation",
     (event) => console.error(`policy: ${event.effectiveDirective} ${event.blockedURI} ${event.sample}`))"""
@@ -40,3 +40,13 @@ def visiting(browser: Browser, server: str, **options: Any) -> Iterator[BrowserC
     finally:
         context.close()
     assert wrong == []
+
+
+def log_in(context: BrowserContext, key: str) -> Page:
+    """By the form, as a person does; returns the list of jobs."""
+    page = context.new_page()
+    page.goto("/login")
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/")
+    return page

@@ -4,6 +4,8 @@ import { duration, size, words } from "./format.js";
 import { requestOf } from "./request.js";
 import { Uploads } from "./uploads.js";
 
+const MOST_PARTS = 24; // of a list of counts
+
 const form = document.getElementById("new");
 const at = (id) => document.getElementById(id);
 const uploads = new Uploads(form, forget);
@@ -114,17 +116,26 @@ function estimateFacts({ seconds, gpu_memory_bytes: gpu, memory_bytes: memory, d
   return { time: range(seconds, duration), "GPU memory": range(gpu, size), memory: range(memory, size), disk: range(disk, size) };
 }
 
-function facts(values) {
+function facts(values) { // templates/parts.html does the same
   const list = element("dl", "facts");
   for (const [name, value] of Object.entries(values)) {
     if (value === null || (typeof value === "object" && !Object.keys(value).length)) continue;
-    const shown = Array.isArray(value) ? value.join(", ")
-      : typeof value === "object" ? facts(value)
-        : typeof value === "number" ? value.toLocaleString("en") : String(value);
-    list.append(element("div", "", element("dt", "", words(name)), element("dd", "", shown)));
+    const isTree = typeof value === "object" && !Array.isArray(value);
+    const shown = !isTree ? [one(value)] : Object.values(value).some((part) => part && typeof part === "object")
+      ? [facts(value)] : parts(value);
+    list.append(element("div", "", element("dt", "", words(name)), element("dd", "", ...shown)));
   }
   return list;
 }
+
+function parts(values) {
+  const known = Object.entries(values).filter(([, value]) => value !== null);
+  const shown = known.slice(0, MOST_PARTS).map(([name, value]) => element("span", "part", element("span", "muted", name), ` ${one(value)}`));
+  if (known.length > MOST_PARTS) shown.push(element("span", "muted", `and ${known.length - MOST_PARTS} more`));
+  return shown;
+}
+
+const one = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "number" ? value.toLocaleString("en") : String(value));
 
 form.addEventListener("submit", (event) => { event.preventDefault(); check(); });
 form.addEventListener("input", forget);
