@@ -111,7 +111,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
     )
     api.state.dashboard = DashboardService(
-        api.state.jobs, event_service, api.state.artifacts, webhook_service, inspector, settings
+        api.state.jobs, event_service, api.state.artifacts, webhook_service, settings
     )
     api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)

@@ -38,8 +38,8 @@ def list_jobs(
 
 
 @router.get("/jobs/new")
-def new_job(request: Request, dashboard: Dashboard, caller: Who) -> Response:
-    return page(request, "new.html", abilities=dashboard.abilities(), sections=sections(), data_fields=data_fields)
+def new_job(request: Request, caller: Who) -> Response:
+    return page(request, "new.html", sections=sections(), data_fields=data_fields)
 
 
 @router.get("/jobs/{job_id}")

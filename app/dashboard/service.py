@@ -10,7 +10,6 @@ from app.artifacts.service import ArtifactService
 from app.dashboard.intervals import Bar, intervals
 from app.dashboard.snippets import Snippet, snippets_of
 from app.events.service import EventService
-from app.inspection import Inspector
 from app.jobs.record import JobEvent, JobStatus
 from app.jobs.schemas import JobList, JobView
 from app.jobs.service import JobService
@@ -66,17 +65,13 @@ class DashboardService:
         events: EventService,
         artifacts: ArtifactService,
         webhooks: WebhookService,
-        inspector: Inspector,
         settings: AppSettings,
     ) -> None:
         self._jobs, self._events, self._artifacts, self._webhooks = jobs, events, artifacts, webhooks
-        self._inspector, self._settings = inspector, settings
+        self._settings = settings
 
     def jobs(self, caller: Caller, after: str | None, status: JobStatus | None) -> JobList:
         return self._jobs.list(caller, after, _JOBS, status)
-
-    def abilities(self) -> dict[str, list[str]]:
-        return self._inspector.abilities()
 
     async def job(self, caller: Caller, job_id: str, server: str) -> JobPage:
         """Raises: JobNotFound."""

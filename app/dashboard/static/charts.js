@@ -102,11 +102,11 @@ export class ForgettingChart extends Chart {
     const states = [...this.states.keys()].sort((a, b) => a - b);
     const accent = colour("accent");
     this.draw({
-      scales: { x: { time: false, range: [-0.25, Math.max(...states, 4) + 0.25] } },
+      scales: { x: { time: false, range: [-0.25, 4.25] } },
       cursor: { y: false },
       axes: [
         axis({ label: "state", labelSize: 18, size: 32, incrs: [1], values: (_, ticks) => ticks.map((tick) => (tick === 0 ? "given" : tick)) }),
-        axis({ size: 52, values: (_, ticks) => ticks.map((tick) => `${+tick.toFixed(2)} %`) }),
+        axis({ size: 62, values: (_, ticks) => ticks.map((tick) => `${+tick.toFixed(2)} %`) }),
       ],
       series: [{}, { label: "accuracy", stroke: accent, width: 2, points: { show: true, size: 8, fill: accent, stroke: accent } }],
     }, [states, states.map((state) => this.states.get(state))]);

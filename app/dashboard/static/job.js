@@ -8,6 +8,7 @@ const main = document.getElementById("main");
 const id = main.dataset.job;
 const base = `/v1/jobs/${id}`;
 const ENDED = ["succeeded", "failed", "canceled"];
+const STATES = 4; // of a trajectory, beside the weights given
 const REFRESH_MS = 1000; // at most one page a second
 const AGAIN_MS = 5000; // after an answer that closed the stream
 
@@ -53,7 +54,7 @@ const takes = {
     if (isNew) setNow(`${words(phase)} ${stage}`.trim(), step, total, left);
   },
   metric({ name, value, state, candidate, phase }, isNew) {
-    if (name === "accuracy" && state !== undefined) forgetting.add(state, value);
+    if (name === "accuracy" && state <= STATES) forgetting.add(state, value); // what comes after is a control's
     if (name === "accuracy" && candidate === "unchanged" && phase === "evaluating_before") forgetting.add(0, value);
     if (isNew) refresh();
   },

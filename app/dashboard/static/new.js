@@ -137,6 +137,14 @@ function parts(values) {
 
 const one = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "number" ? value.toLocaleString("en") : String(value));
 
+async function offer() { // what this service can do: it knows some seconds after its start
+  const abilities = await call("GET", "/v1/capabilities").catch(() => ({}));
+  for (const select of form.querySelectorAll("[data-able]")) {
+    for (const name of abilities[select.dataset.able] ?? []) select.append(new Option(name));
+  }
+}
+
 form.addEventListener("submit", (event) => { event.preventDefault(); check(); });
 form.addEventListener("input", forget);
 at("start").addEventListener("click", start);
+offer();
