@@ -15,6 +15,7 @@ from app.jobs.service import JobService
 from app.keys.caller import Caller, Scope
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService, require
+from app.keys.sessions import SessionService
 from app.settings import AppSettings
 from app.uploads.service import UploadService
 from app.webhooks.repository import DeliveryNotFound, WebhookRepository
@@ -64,23 +65,39 @@ def _audit(request: Request) -> AuditService:
     return cast(AuditService, request.app.state.audit)
 
 
+def _sessions(request: Request) -> SessionService:
+    return cast(SessionService, request.app.state.sessions)
+
+
 async def caller_of(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Caller:
-    """Whose request it is: counted, and allowed. Raises: KnownError as KeyService and RateLimits do."""
+    """Whose request it is, by its key or its browser's session: counted, and allowed.
+
+    Raises:
+        KnownError: as KeyService, SessionService and RateLimits do.
+    """
+    token = credentials.credentials if credentials else request.headers.get("authorization")
+    in_session = token is None and request.app.state.settings.access == "keys"
+    if in_session:
+        token = await _sessions(request).token(request)
+    caller = await caller_by_key(request, token, afresh=in_session)
+    await cast(RateLimits, request.app.state.limits).count(caller)
+    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
+    return caller
+
+
+async def caller_by_key(request: Request, token: str | None, *, afresh: bool = True) -> Caller:
+    """Whose key it is. Who tries wrong ones too often has to wait. Raises: as KeyService and RateLimits do."""
     keys, limits = cast(KeyService, request.app.state.keys), cast(RateLimits, request.app.state.limits)
     address = request.client.host if request.client else ""
-    token = credentials.credentials if credentials else request.headers.get("authorization")
     try:
-        caller = await keys.caller(request, token)
+        return await keys.caller(request, token, afresh=afresh)
     except KnownError as error:
         if error.code == "key_invalid":
             await limits.check_failures(address)
             await limits.count_failure(address)
         raise
-    await limits.count(caller)
-    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
-    return caller
 
 
 _JobPath = Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$", examples=["job_0123456789abcdef01234567"])]
@@ -152,6 +169,7 @@ Uploads = Annotated[UploadService, Depends(_uploads)]
 Artifacts = Annotated[ArtifactService, Depends(_artifacts)]
 Webhooks = Annotated[WebhookService, Depends(_webhooks)]
 Audit = Annotated[AuditService, Depends(_audit)]
+Sessions = Annotated[SessionService, Depends(_sessions)]
 Who = Annotated[Caller, Depends(caller_of)]
 JobId = Annotated[str, Depends(_own_job)]
 ReadableJobId = Annotated[str, Depends(_readable_job)]

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -21,6 +20,9 @@ from app.audit.middleware import RequestLog
 from app.audit.service import AuditService
 from app.body_limit import BodyLimit
 from app.capabilities import endpoints as capabilities
+from app.dashboard import endpoints as dashboard
+from app.dashboard.pages import Assets
+from app.dashboard.service import DashboardService
 from app.dependencies import caller_of
 from app.events import endpoints as events
 from app.events.service import EventService
@@ -33,6 +35,7 @@ from app.jobs.secrets import Sealer, SecretKeys
 from app.jobs.service import JobService
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService
+from app.keys.sessions import SessionService
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
 from app.uploads.repository import Limits, UploadRepository
@@ -65,6 +68,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     event_service, audit_service = EventService(async_redis), AuditService(async_redis, settings.audit_entries)
     keys = KeyService(async_redis, settings)
+    sealer = Sealer(settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     signer = UrlSigner(SecretKeys(settings), settings.download_url_seconds)
     limits = Limits(settings.max_tenant_bytes, settings.min_free_bytes, settings.upload_expiry_seconds)
@@ -74,7 +78,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         settings.upload_idle_seconds,
         repository.uploads_in_use,
     )
-    webhook_service = WebhookService(deliveries, Sealer(settings), Guard.of(settings))
+    webhook_service = WebhookService(deliveries, sealer, Guard.of(settings))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -103,11 +107,15 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.deliveries = deliveries
     api.state.audit = audit_service
     api.state.keys = keys
+    api.state.sessions = SessionService(async_redis, sealer, settings.session_seconds)
     api.state.signer = signer
     api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings, signer)
     api.state.jobs = JobService(
         repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
+    )
+    api.state.dashboard = DashboardService(
+        api.state.jobs, event_service, api.state.artifacts, webhook_service, settings
     )
     api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
@@ -122,5 +130,6 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         )
     api.include_router(artifacts.files)
     api.include_router(health.router)
-    api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
+    api.include_router(dashboard.router)
+    api.mount("/assets", Assets(packages=[("app.dashboard", "static")]))
     return api

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -21,6 +21,8 @@ _STATUS = {
     "key_invalid": 401,
     "key_expired": 401,
     "key_revoked": 401,
+    "session_ended": 401,
+    "cross_site_request": 403,
     "scope_missing": 403,
     "open_mode_is_local": 403,
     "rate_limited": 429,
@@ -117,11 +119,13 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(api: FastAPI) -> None:
     """Give the application its error handlers."""
-    api.add_exception_handler(KnownError, _known_error)
-    api.add_exception_handler(RequestValidationError, _validation_error)
-    api.add_exception_handler(HTTPException, _http_error)
-    api.add_exception_handler(RedisError, _store_error)
-    api.add_exception_handler(Exception, _bug)
+    for kind, handler in _HANDLERS.items():
+        api.add_exception_handler(kind, handler)
+
+
+async def answer_to(request: Request, error: Exception) -> Response:
+    """What the application's handlers answer to an error: its problem."""
+    return await next(handler for kind, handler in _HANDLERS.items() if isinstance(error, kind))(request, error)
 
 
 def _problem(
@@ -220,3 +224,12 @@ async def _store_error(request: Request, error: Exception) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     _log.error("unexpected error on %s", request.url.path, exc_info=error)
     return _problem(request, 500, "internal_error", "this is a bug in known", "Report it with the request_id.")
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {
+    KnownError: _known_error,
+    RequestValidationError: _validation_error,
+    HTTPException: _http_error,
+    RedisError: _store_error,
+    Exception: _bug,
+}

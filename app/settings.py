@@ -14,6 +14,7 @@ class AppSettings(StoreSettings):
     access: Literal["open", "keys"] = Field(
         "open", description="open: no key is asked for, this machine alone is answered"
     )
+    session_seconds: int = Field(43_200, ge=60, description="how long a browser stays logged in")
     rate_limit: str = Field("600/minute", description="requests of a tenant; empty: any number")
     key_failure_limit: str = Field("30/minute", description="requests with a wrong key from one address")
     max_queued_jobs: int = Field(0, ge=0, description="of a tenant; 0: any number")

@@ -126,7 +126,8 @@ class Feeds:
     async def _begin(self, feed: Feed) -> None:
         async with feed.lock:
             if not feed.reads:
-                feed.complete_after = await self._repository.newest(feed.job_id)
+                newest = await self._repository.newest(feed.job_id, 1)
+                feed.complete_after = newest[0].id if newest else "0"
         if not feed.reads:
             await self.read(feed)
 

@@ -31,10 +31,10 @@ class EventRepository:
             raise JobNotFound(job_id)
         return str(tenant)
 
-    async def newest(self, job_id: str) -> str:
-        """The id of the newest event; "0" where there is none."""
-        entries = await self._redis.xrevrange(events_key(job_id), count=1)
-        return str(entries[0][0]) if entries else "0"
+    async def newest(self, job_id: str, limit: int) -> list[JobEvent]:
+        """The last events, newest first."""
+        entries = await self._redis.xrevrange(events_key(job_id), count=limit)
+        return [JobEvent(entry_id, json.loads(entry["data"])) for entry_id, entry in entries]
 
     async def news(self, job_id: str, after: str, limit: int) -> tuple[Job, list[JobEvent]]:
         """The record, and at most ``limit`` events after a stream id, as they were at one moment.

@@ -30,6 +30,10 @@ class EventService:
         """Whose job it is. Raises: JobNotFound."""
         return await self._repository.tenant(job_id)
 
+    async def newest(self, job_id: str, limit: int) -> list[JobEvent]:
+        """The last events, newest first."""
+        return await self._repository.newest(job_id, limit)
+
     async def page(self, job_id: str, after: str, limit: int, wait_s: float) -> tuple[list[JobEvent], bool]:
         """Events after a stream id, waiting for the first; and whether the job has ended and none follows these.
 

@@ -44,18 +44,19 @@ class KeyService:
                 "OPEN: no API key is asked for. Only this machine is answered. KNOWN_ACCESS=keys changes that."
             )
 
-    async def caller(self, request: Request, token: str | None) -> Caller:
+    async def caller(self, request: Request, token: str | None, *, afresh: bool = False) -> Caller:
         """Whose request it is.
 
         Args:
-            token: of the Authorization header. One that is sent is checked, also in open mode.
+            token: of the Authorization header, or the session's. One that is sent is checked, also in open mode.
+            afresh: ask the store even where the key was good a moment ago: a revocation holds at once.
 
         Raises:
             KnownError: ``key_missing``, ``key_invalid``, ``key_expired``, ``key_revoked``, ``scope_missing``,
                 ``open_mode_is_local``.
         """
         if token is not None:
-            caller = await self._by_key(request, token)
+            caller = await self._by_key(request, token, afresh)
         elif self._open:
             _check_local(request)
             caller = LOCAL
@@ -64,10 +65,10 @@ class KeyService:
         request.state.caller = caller
         return caller
 
-    async def _by_key(self, request: Request, token: str) -> Caller:
+    async def _by_key(self, request: Request, token: str, afresh: bool) -> Caller:
         digest, now = hashlib.sha256(token.encode()).hexdigest(), time.monotonic()
         caller, until = self._trusted.get(digest, (LOCAL, 0.0))
-        if now < until:
+        if now < until and not afresh:
             return caller
         self._trusted.pop(digest, None)
         key, now_ms = await self._opened(token)
