@@ -15,8 +15,8 @@ from known_core.tasks.opened import OpenTask
 from known_core.training import fine_tune
 
 _SELECTION_SEED = 1_000_000  # never one of the seeds that report
-_MAX_VALIDATION = 1000
-_PROBE_BATCH = 32
+MAX_VALIDATION = 1000
+PROBE_BATCH = 32
 
 
 def probe_runs(settings: EvaluationSettings) -> int:
@@ -55,14 +55,14 @@ def transfer_probe(
             Subset(task.probe_pool.items, chosen.tolist()),
             epochs=settings.probe_epochs,
             learning_rate=learning_rate,
-            batch_size=_PROBE_BATCH,
+            batch_size=PROBE_BATCH,
             seed=run_seed,
             device=device,
             collate=task.collate(training=True),
             micro_batch_size=micro_batch_size,
             gradient_checkpointing=gradient_checkpointing,
         )
-        items = test.items if test else Subset(task.probe_pool.items, rest[:_MAX_VALIDATION].tolist())
+        items = test.items if test else Subset(task.probe_pool.items, rest[:MAX_VALIDATION].tolist())
         on_run()
         return float(task.score(model, items, device).correct.mean())
 
