@@ -12,14 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-KINDS = ("calls", "matmul", "batched", "convolution", "narrow", "depthwise", "cached", "streamed")
-"""What is counted: operators; FLOPs of matrix products, of those in batches (attention), of convolutions of many, few
-(under 16) and single channels a group; bytes that all other operators touch, up to :data:`CACHED` and above."""
+KINDS = (
+    "calls", "convolutions", "matmul", "batched", "convolution", "narrow", "depthwise", "cached", "streamed",
+)  # fmt: skip
+"""What is counted: operators, and those of them that are convolutions; FLOPs of matrix products, of those in batches
+(attention), of convolutions of many, few (under 16) and single channels a group; bytes that all other operators touch,
+up to :data:`CACHED` and above."""
 CACHED = 1 << 21  # bytes
 _FREE = frozenset({  # they make another view of the same bytes, or look at nothing but shapes
-    "view", "_unsafe_view", "_reshape_alias", "as_strided", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze",
-    "slice", "select", "detach", "alias", "split", "unbind", "chunk", "diagonal", "unfold", "split_with_sizes",
-    "sym_size", "sym_numel", "is_same_size", "lift_fresh", "empty", "empty_like", "new_empty", "empty_strided",
+    "view", "_unsafe_view", "_reshape_alias", "as_strided", "expand", "permute", "transpose", "t", "unsqueeze",
+    "squeeze", "slice", "select", "detach", "alias", "split", "unbind", "chunk", "diagonal", "unfold",
+    "split_with_sizes", "sym_size", "sym_numel", "is_same_size", "lift_fresh", "empty", "empty_like", "new_empty",
+    "empty_strided",
 })  # fmt: skip
 _SMALL, _LARGE = 2, 4  # examples of the two passes from which one of any size is told
 _REAL_PARAMETERS = 20_000_000  # networks up to here, on inputs up to there, are run on zeros: ten times as quick as
@@ -62,6 +66,7 @@ class Costs:
             if kind == "bytes":
                 kind = "cached" if amount <= CACHED else "streamed"
             total[0] += 1
+            total[1] += kind in ("convolution", "narrow", "depthwise")
             total[KINDS.index(kind)] += amount
         return total
 

@@ -1,6 +1,6 @@
 """What this machine's device does in a second, from a calibration of some seconds: networks, files, texts, images.
 
-``python -m known_core.device`` prints it as JSON.
+``python -m known_core.device FOLDER`` prints it as JSON.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,19 +29,18 @@ import known_core
 from known_core.costs import KINDS, Costs, count
 from known_core.files import fsync_directory
 from known_core.hypermodels import hypermodel_path, load_hypermodel
-from known_core.manifest import processor
 from known_core.networks import build_network, build_text_network
 from known_core.nowcast import predict_tensor
 from known_core.training import default_device, fine_tune
 
-_REFERENCES = (  # architecture, width, side in pixels or tokens, batch sizes: small and large, of all kinds of operators
-    ("cnn-batch", 4, 8, (8, 64)), ("cnn-batch", 16, 28, (8, 64)), ("cnn-plain", 32, 32, (16,)),
-    ("resnet", 16, 28, (4, 32)), ("resnet", 48, 32, (8,)), ("densenet", 16, 28, (16,)),
-    ("mobilenetv2", 16, 28, (4, 32)), ("mobilenetv2", 32, 32, (8,)), ("shufflenetv2", 16, 28, (16,)),
-    ("vit", 16, 28, (4, 32)), ("vit", 64, 28, (8, 32)), ("mixer", 16, 28, (16,)),
-    ("text", 4, 16, (8, 32)), ("text", 16, 24, (8, 32)), ("text", 64, 64, (8, 32)),
+_REFERENCES = (  # architecture, width, side in pixels or tokens, batch sizes: operators of every kind, few and many
+    ("cnn-batch", 4, 8, (8, 64)), ("cnn-batch", 16, 28, (8,)), ("cnn-plain", 32, 32, (16,)),
+    ("resnet", 16, 28, (4, 32)), ("resnet", 48, 32, (4,)), ("densenet", 16, 28, (8,)),
+    ("mobilenetv2", 16, 28, (4, 32)), ("mobilenetv2", 32, 32, (4,)), ("shufflenetv2", 16, 28, (8,)),
+    ("vit", 16, 28, (4, 32)), ("vit", 64, 28, (8,)), ("mixer", 16, 28, (16,)),
+    ("text", 4, 16, (8, 32)), ("text", 16, 24, (8, 32)), ("text", 64, 64, (8,)),
 )  # fmt: skip
-_SHORTEST_S = 0.04  # a timing is of so many passes as take this long, at least two; the best of three
+_SHORTEST_S = 0.02  # a timing is of so many passes as take this long; the best of three counts
 _TRIED = 3
 
 
@@ -106,19 +106,6 @@ class Device:
         return float(sum(amount * rates[kind] for kind, amount in zip(KINDS, work, strict=True)))
 
 
-def identity() -> dict[str, str]:
-    """What a calibration holds for, found out without using the device."""
-    device = default_device()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "host": platform.node(),
-        "processor": processor(device),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "known": known_core.__version__,
-        "torch": torch.__version__,
-    }
-
-
 def calibrate(folder: Path, started_s: float) -> Device:
     """Measure this process's device; it should have nothing else to do.
 
@@ -133,12 +120,11 @@ def calibrate(folder: Path, started_s: float) -> Device:
     trained = _fit([(costs.work(size, training=True), both) for costs, size, both, _ in passes])
     forward = _fit([(costs.work(size, training=False), alone) for costs, size, _, alone in passes])
     training, inference = (dict(zip(KINDS, found, strict=True)) for found in (trained[0], forward[0]))
-    who = identity()
     rates: dict[str, Any] = {
-        "name": who["device"] if device.type == "cuda" else f"{who['device']}, {who['cores']} cores",
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {_cores()} cores",
         "type": device.type,
         "calibrated_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "versions": {"known": who["known"], "torch": who["torch"]},
+        "versions": {"known": known_core.__version__, "torch": torch.__version__},
         "precision": "bfloat16" if half else "float32",
         "training": training,
         "inference": inference,
@@ -290,9 +276,9 @@ def _measure_training(device: torch.device, rates: dict[str, Any]) -> dict[str, 
 
     seconds(8, 8)  # the first one imports
     none = min(seconds(8, 8) for _ in range(3))
-    few = min(seconds(60 * 8, 8) for _ in range(2))
-    full = min(seconds(60 * 64, 64) for _ in range(2))
-    step, example = _line([(8, max(0.0, few - none) / 59), (64, max(0.0, full - none) / 59)])
+    few = min(seconds(31 * 8, 8) for _ in range(2))
+    full = min(seconds(31 * 64, 64) for _ in range(2))
+    step, example = _line([(8, max(0.0, few - none) / 30), (64, max(0.0, full - none) / 30)])
     return {"training_call": max(0.0, none - step - 8 * example), "step": step, "example": example}
 
 
@@ -430,6 +416,10 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def age_of_process() -> float:
     """Seconds since this process began (proc_pid_stat(5), field 22)."""
     try:
@@ -442,13 +432,15 @@ def age_of_process() -> float:
 
 def main(folder: Path) -> Device:
     """Calibrate in this process, which does nothing else. Call it first thing."""
-    from known_core.processes import keep_memory
+    from known_core.processes import die_with_parent, keep_memory
 
+    die_with_parent()
     keep_memory()
+    import known_core.pipeline  # noqa: F401 - what a trainer imports
+
     load_hypermodel(hypermodel_path(None), default_device())
-    started = age_of_process()
-    return calibrate(folder, started)
+    return calibrate(folder, age_of_process())
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(main(Path.cwd()))))
+    print(json.dumps(asdict(main(Path(sys.argv[1])))))

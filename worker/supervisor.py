@@ -25,7 +25,7 @@ from app.jobs.repository import JobRepository, LeaseLost
 from app.jobs.secrets import Sealer
 from app.jobs.settings import RUN, HubAccess
 from known_core.errors import KnownError, disk_full
-from known_core.files import write_json
+from known_core.files import folder_bytes, write_json
 from known_core.spec import JobSpec, paths_of
 from worker.isolation import confinement, hand_over, import_path, take_back
 from worker.lease import Lease
@@ -282,6 +282,9 @@ class _Attempt:
         kind = message["type"]
         if kind in TERMINAL:
             self._outcome = message
+        elif kind == "usage":
+            usage = {**message, "disk_bytes": folder_bytes(self._folder / RUN)}
+            self._lease.write(self._repository.add_event, usage, {"usage": json.dumps(usage)})
         elif kind == "fan_out":
             self._call_helpers(self._job_id, message["shards"])
         elif kind == "status":

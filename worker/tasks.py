@@ -14,8 +14,10 @@ from app.jobs.repository import JobNotFound, JobRepository, connect
 from app.webhooks.repository import WebhookRepository
 from known_core.errors import KnownError
 from known_core.processes import die_with_parent
+from worker.calibration import Calibrator
 from worker.courier import Courier
 from worker.isolation import check
+from worker.machine import describe_machine
 from worker.orphans import kill_orphans
 from worker.periodic import Periodic
 from worker.reaper import Reaper
@@ -91,7 +93,11 @@ def _start_threads(sender: Any, **_: Any) -> None:
     kill_orphans(settings.data / "jobs")
     repository = JobRepository(connect(settings.redis_url))
     removing = sweeps(repository, settings)
-    _threads.append(Reaper(repository, settings, lambda job_id: wake(celery, job_id)))
+    reaper = Reaper(repository, settings, lambda job_id: wake(celery, job_id))
+    _threads.append(reaper)
+    if settings.calibrate:
+        calibrations = settings.data / "calibrations"
+        _threads.append(Calibrator(calibrations, describe_machine(), lambda found: reaper.know({"calibration": found})))
     _threads.append(Sweeper(removing, settings.sweep_seconds))
     _threads.append(Courier(WebhookRepository(connect(settings.redis_url)), settings))
     for thread in _threads:

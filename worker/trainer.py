@@ -25,6 +25,7 @@ def main(folder: Path, events: int) -> int:
     def work() -> dict[str, Any]:
         isolation = confine()
         keep_memory()
+        from known_core.memory import peak_memory
         from known_core.pipeline import run
 
         gc.collect()
@@ -32,7 +33,11 @@ def main(folder: Path, events: int) -> int:
         print(isolation or "isolation is off", flush=True)
         facts = {"isolation": asdict(isolation) if isolation else None}
         spec = JobSpec.model_validate(read_json(folder / SPEC))
-        report = read_json(run(spec, folder / RUN, lambda event: send(events, event), facts) / "report.json")
+        try:
+            artifacts = run(spec, folder / RUN, lambda event: send(events, event), facts)
+        finally:
+            send(events, {"type": "usage", **peak_memory()})
+        report = read_json(artifacts / "report.json")
         return {"type": "result", "selected": report["selected"], "conclusion": report["conclusion"]}
 
     return reporting(events, work)

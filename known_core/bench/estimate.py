@@ -1,4 +1,4 @@
-"""What estimates are worth: jobs of every kind, each estimated and then run in a process of its own, as a worker does."""
+"""What estimates are worth: jobs of every kind, each estimated, then run in a process of its own as a worker does."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import numpy as np
 from known_core.device import Device
 from known_core.errors import KnownError
 from known_core.files import write_json
-from known_core.sample_data import ImageArrays, load_sample, write_imagefolder
+from known_core.sample_data import load_sample, write_imagefolder
 from known_core.sample_text import FOLDER as WORDNET
 from known_core.spec import JobSpec
 
@@ -73,8 +73,8 @@ def estimate_summary(found: dict[str, Any]) -> str:
 
 
 def _calibrated(folder: Path) -> Device:
-    said = _python("-m", "known_core.device", folder=folder)
-    return Device(**json.loads(said.stdout))
+    said = _python("-m", "known_core.device", str(folder), folder=folder)
+    return Device(**json.loads(said.stdout.splitlines()[-1]))
 
 
 def _estimate_and_run(name: str, folder: Path, device: Device) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def _python(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]"
 def _run(folder: Path) -> dict[str, Any]:
     """In a process of its own: run the job; its peak memory, its disk, and the seconds of its phases."""
     import gc
-    import resource
 
     from known_core.device import age_of_process
-    from known_core.files import read_json
+    from known_core.files import folder_bytes, read_json
+    from known_core.memory import peak_memory
     from known_core.pipeline import run
     from known_core.processes import keep_memory
 
@@ -133,23 +133,16 @@ def _run(folder: Path) -> dict[str, Any]:
 
     run(JobSpec.model_validate(read_json(folder / "spec.json")), folder / "run", on_event)
     by_phase[phase] = by_phase.get(phase, 0.0) + time.monotonic() - begun
-    files = {(file.stat().st_dev, file.stat().st_ino): file.stat().st_size
-             for file in (folder / "run").rglob("*") if file.is_file()}  # fmt: skip
     return {
-        "memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "disk_bytes": sum(files.values()),
+        "memory_bytes": peak_memory()["memory_bytes"],
+        "disk_bytes": folder_bytes(folder / "run"),
         "by_phase": by_phase,
     }
 
 
-def _images(path: Path, name: str, count: int, classes: int = 5, size: int | None = None) -> Path:
-    arrays = load_sample(name).of_classes(list(range(classes)))
+def _images(path: Path, name: str, count: int) -> Path:
+    arrays = load_sample(name).of_classes(list(range(5)))
     chosen = arrays.take(np.random.default_rng(0).permutation(len(arrays.labels))[:count])
-    if size is not None:
-        factor = size // chosen.images.shape[1]
-        chosen = ImageArrays(
-            np.kron(chosen.images, np.ones((1, factor, factor), np.uint8)), chosen.labels, chosen.classes
-        )
     cut = count * 3 // 4
     write_imagefolder(path, chosen.take(np.arange(cut)), chosen.take(np.arange(cut, len(chosen.labels))))
     return path
