@@ -32,6 +32,10 @@ from app.jobs.secrets import Sealer, SecretKeys
 from app.jobs.service import JobService
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService
+from app.metrics import endpoints as metrics
+from app.metrics.middleware import RequestMetrics
+from app.metrics.repository import MetricsRepository
+from app.metrics.service import Metrics
 from app.settings import AppSettings
 from app.uploads import endpoints as uploads
 from app.uploads.repository import Limits, UploadRepository
@@ -60,7 +64,9 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         health_check_interval=25,
         retry=AsyncRetry(ExponentialBackoff(cap=2, base=0.05), retries=10),  # from_url's own is none
     )
-    event_service, audit_service = EventService(async_redis), AuditService(async_redis, settings.audit_entries)
+    figures = Metrics(MetricsRepository(connect(settings.redis_url, timeout_s=5, tries=2)), repository, settings)
+    event_service = EventService(async_redis, figures.event_lag.observe)
+    audit_service = AuditService(async_redis, settings.audit_entries)
     keys = KeyService(async_redis, settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
     signer = UrlSigner(SecretKeys(settings), settings.download_url_seconds)
@@ -99,6 +105,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.deliveries = deliveries
     api.state.audit = audit_service
     api.state.keys = keys
+    api.state.metrics = figures
     api.state.signer = signer
     api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings, signer)
@@ -108,6 +115,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
     api.add_middleware(TusHeaders)
+    api.add_middleware(RequestMetrics, metrics=figures)
     api.add_middleware(RequestLog, audit=audit_service)
     for router in (
         jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, audit.router,
@@ -118,5 +126,6 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         )
     api.include_router(artifacts.files)
     api.include_router(health.router)
+    api.include_router(metrics.router)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api

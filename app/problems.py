@@ -21,6 +21,7 @@ _STATUS = {
     "key_invalid": 401,
     "key_expired": 401,
     "key_revoked": 401,
+    "metrics_closed": 403,
     "scope_missing": 403,
     "open_mode_is_local": 403,
     "rate_limited": 429,

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from limits import parse
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.jobs.settings import StoreSettings
 
@@ -16,6 +16,9 @@ class AppSettings(StoreSettings):
     )
     rate_limit: str = Field("600/minute", description="requests of a tenant; empty: any number")
     key_failure_limit: str = Field("30/minute", description="requests with a wrong key from one address")
+    metrics_token: SecretStr | None = Field(
+        None, min_length=16, description="who sends it as a bearer token reads /metrics; null: open mode alone does"
+    )
     max_queued_jobs: int = Field(0, ge=0, description="of a tenant; 0: any number")
     max_upload_bytes: int = Field(20 << 30, ge=1, description="a larger upload is refused")
     max_tenant_bytes: int = Field(0, ge=0, description="of all uploads of a tenant; 0: any number")

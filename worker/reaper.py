@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.jobs.repository import REQUEUE_GRACE_MS, JobNotFound, JobRepository
-from worker.machine import describe_machine
+from worker.machine import describe_load, describe_machine
 from worker.periodic import Periodic
 from worker.settings import WorkerSettings
 
@@ -49,4 +49,6 @@ class Reaper(Periodic):
             _log.info("woke up %d jobs that nobody was working on", count)
 
     def _beat(self) -> None:
-        self._repository.worker_alive(self._name, self._alive_s, describe_machine() | self._facts)
+        self._repository.worker_alive(
+            self._name, self._alive_s, describe_machine() | {"load": describe_load()} | self._facts
+        )

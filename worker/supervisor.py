@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository, LeaseLost
 from app.jobs.secrets import Sealer
@@ -128,6 +130,7 @@ class _Attempt:
         self._outcome: dict[str, Any] | None = None
         self._begun = time.monotonic()
         self._time_left_s = float("inf")
+        self._phase = ("", 0.0)  # that runs, and since when
         self._let_go = False  # stopped on request: the attempt does not count
 
     def run(self) -> bool:
@@ -293,15 +296,27 @@ class _Attempt:
             progress = {name: message[name] for name in ("phase", "step", "total", "eta_seconds")}
             self._lease.write(self._repository.add_event, message, {"progress": json.dumps(progress)})
         elif kind == "phase":
+            self._enter_phase(message["phase"])
             self._lease.write(self._repository.add_event, message, {"phase": message["phase"]})
         else:
             self._lease.write(self._repository.add_event, message, {})
+
+    def _enter_phase(self, phase: str) -> None:
+        """Count the phase that ends herewith; "" where none follows."""
+        ended, since = self._phase
+        now = time.monotonic()
+        self._phase = (phase, now)
+        if ended and ended != phase:
+            with suppress(RedisError):  # a figure less
+                self._repository.count_phase(ended, now - since)
 
     def _finish(self, outcome: dict[str, Any] | None) -> bool:
         """Write down how the attempt ended. A job being canceled ends canceled whatever is written."""
         if outcome is None:
             return self._release()
         kind = outcome.pop("type")
+        if kind == "result":
+            self._enter_phase("")
         status = JobStatus.SUCCEEDED if kind == "result" else JobStatus.FAILED
         self._lease.write(self._repository.finish, status, outcome)
         return False
