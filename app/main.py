@@ -37,6 +37,7 @@ from app.metrics.middleware import RequestMetrics
 from app.metrics.repository import MetricsRepository
 from app.metrics.service import Metrics
 from app.settings import AppSettings
+from app.traces import trace_requests
 from app.uploads import endpoints as uploads
 from app.uploads.repository import Limits, UploadRepository
 from app.uploads.service import UploadService
@@ -45,6 +46,7 @@ from app.webhooks import endpoints as webhooks
 from app.webhooks.guard import Guard
 from app.webhooks.repository import WebhookRepository
 from app.webhooks.service import WebhookService
+from known_core.logs import configure_logs
 
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
@@ -81,6 +83,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        configure_logs("uvicorn", "uvicorn.error")
         audit_service.start()
         keys.warn_when_open()
         inspector.start()
@@ -127,5 +130,6 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.include_router(artifacts.files)
     api.include_router(health.router)
     api.include_router(metrics.router)
+    trace_requests(api)
     api.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return api

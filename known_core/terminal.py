@@ -1,6 +1,6 @@
 """What a person sees in a terminal: progress by phase with the time left, and the before/after table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,46 @@ def show_resolved(resolved: dict[str, Any], console: Console) -> None:
             shown, label = str(fact), f"{name}.{part}" if part else name
             shortened = shown if len(shown) <= 200 else shown[:197] + "..."
             console.print(f"{label}: {shortened}", markup=False, soft_wrap=True)
+
+
+_NO_ESTIMATE = {
+    "no_calibration": "no worker has calibrated its device yet",
+    "model_not_counted": "the network's passes cannot be counted",
+    "inputs_not_sampled": "the data cannot be looked at before it is unpacked",
+}
+
+
+def show_estimate(estimate: dict[str, Any] | None, reason: str | None, console: Console) -> None:
+    """What a job would take, with its range; or why nobody can say."""
+    if estimate is None:
+        console.print(f"no estimate: {_NO_ESTIMATE.get(str(reason), reason)}", soft_wrap=True)
+        return
+
+    def line(what: str, name: str, shown: Callable[[float], str]) -> None:
+        if found := estimate[name]:
+            low, expected, high = (shown(found[part]) for part in ("low", "expected", "high"))
+            console.print(f"{what}: about {expected}, from {low} to {high}", soft_wrap=True)
+
+    line("time", "seconds", _duration)
+    line("memory", "memory_bytes", _bytes)
+    line("GPU memory", "gpu_memory_bytes", _bytes)
+    line("disk", "disk_bytes", _bytes)
+    phases = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in estimate["by_phase"].items())
+    console.print(f"phases: {phases}", soft_wrap=True)
+    console.print(f"basis: {estimate['basis']}", markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def show_report(report: dict[str, Any], console: Console) -> None:

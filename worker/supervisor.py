@@ -28,7 +28,9 @@ from app.jobs.secrets import Sealer
 from app.jobs.settings import RUN, HubAccess
 from known_core.errors import KnownError, disk_full
 from known_core.files import folder_bytes, write_json
+from known_core.logs import about, in_json, inherited
 from known_core.spec import JobSpec, paths_of
+from known_core.traces import Phases, flush, mark_failed, span
 from worker.isolation import confinement, hand_over, import_path, take_back
 from worker.lease import Lease
 from worker.messages import TERMINAL, error_message
@@ -99,7 +101,7 @@ class Supervisor:
         if not folder.is_dir():
             _log.warning("%s is not here: only workers that share KNOWN_DATA_DIR can help one another", folder)
             return
-        with (folder / "log.txt").open("ab", buffering=0) as log:
+        with about(job_id=job_id), (folder / "log.txt").open("ab", buffering=0) as log:
             command = ["worker.helper", str(folder), str(turn), str(helpers)]
             process = _start(command, folder, self._settings, log.fileno())
             try:
@@ -131,11 +133,23 @@ class _Attempt:
         self._begun = time.monotonic()
         self._time_left_s = float("inf")
         self._phase = ("", 0.0)  # that runs, and since when
+        self._spans = Phases()
         self._let_go = False  # stopped on request: the attempt does not count
 
     def run(self) -> bool:
         """Returns: whether the job is back in the queue."""
         job = self._lease.read(self._repository.get)
+        try:
+            with (
+                about(job_id=job.id, request_id=job.request_id),
+                span("attempt", job.traceparent, **{"known.job_id": job.id, "known.attempt": job.attempts}),
+            ):
+                return self._run_or_publish(job)
+        finally:
+            flush()
+
+    def _run_or_publish(self, job: Job) -> bool:
+        _log.info("attempt %d", job.attempts)
         if job.republish is None and job.max_seconds is not None:
             self._time_left_s = job.max_seconds - job.spent_ms / 1000
         try:
@@ -150,7 +164,9 @@ class _Attempt:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tidy()  # after an attempt whose supervisor died
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
-            log.write(f"attempt {job.attempts}\n".encode())
+            begun = f"attempt {job.attempts}"
+            line = {"event": begun, "job_id": job.id, "request_id": job.request_id}
+            log.write(f"{json.dumps(line) if in_json() else begun}\n".encode())
             try:
                 sealed = self._lease.read(self._repository.secret)
                 access = self._settings.hub_access(Sealer(self._settings).unseal(sealed) if sealed else None)
@@ -228,14 +244,16 @@ class _Attempt:
         finally:
             os.close(write_end)
         self._outcome = None
-        try:
-            self._relay(read_end)
-        except LeaseLost:
-            _stop(process, 0)  # another worker may have the job already
-            raise
-        finally:
-            os.close(read_end)
-            _stop(process, self._settings.kill_grace_seconds)
+        with span(module.removeprefix("worker.")):
+            try:
+                self._relay(read_end)
+            except LeaseLost:
+                _stop(process, 0)  # another worker may have the job already
+                raise
+            finally:
+                self._spans.enter(None)
+                os.close(read_end)
+                _stop(process, self._settings.kill_grace_seconds)
         self._lease.renew()  # is the folder still ours?
         self._tidy()
         return self._outcome
@@ -303,6 +321,7 @@ class _Attempt:
 
     def _enter_phase(self, phase: str) -> None:
         """Count the phase that ends herewith; "" where none follows."""
+        self._spans.enter(phase or None)
         ended, since = self._phase
         now = time.monotonic()
         self._phase = (phase, now)
@@ -318,6 +337,8 @@ class _Attempt:
         if kind == "result":
             self._enter_phase("")
         status = JobStatus.SUCCEEDED if kind == "result" else JobStatus.FAILED
+        if status is JobStatus.FAILED:
+            mark_failed(outcome["code"])
         self._lease.write(self._repository.finish, status, outcome)
         return False
 
@@ -375,6 +396,7 @@ def _start(
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
             **({"HF_HUB_OFFLINE": "1"} if sandboxed else {}),
             **{name: os.environ[name] for name in names if name in os.environ},
+            **inherited(),
             **(confined.environment() if confined is not None else {}),
             "HOME": str(home),
             "TMPDIR": str(temporary),

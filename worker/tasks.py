@@ -13,7 +13,9 @@ from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobNotFound, JobRepository, connect
 from app.webhooks.repository import WebhookRepository
 from known_core.errors import KnownError
+from known_core.logs import configure_logs
 from known_core.processes import die_with_parent
+from known_core.traces import start_tracing
 from worker.calibration import Calibrator
 from worker.courier import Courier
 from worker.isolation import check
@@ -67,6 +69,12 @@ def _supervisor() -> Supervisor:
     return Supervisor(JobRepository(store), settings, _stopping.is_set, call)
 
 
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _configure_logs(**_: Any) -> None:
+    """In the worker and its pool alike; Celery leaves it to us then."""
+    configure_logs()
+
+
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _check_isolation(**_: Any) -> None:
     """Say what this machine cannot do; where the settings require it, do not start."""
@@ -84,6 +92,7 @@ def _check_isolation(**_: Any) -> None:
 def _prepare_child(**_: Any) -> None:
     """In the pool's process: end with the worker, and hear that it is shutting down."""
     die_with_parent()
+    start_tracing("known-worker")
     signal.signal(_STOP_SIGNAL, lambda number, frame: _stopping.set())
 
 

@@ -36,7 +36,9 @@ from app.webhooks.guard import shown
 from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes
+from known_core.logs import current
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
+from known_core.traces import traceparent
 
 _log = logging.getLogger(__name__)
 Input = ModelInput | StateInput | DatasetInput
@@ -117,6 +119,8 @@ class JobService:
                 "hub": inspected["hub"],
                 "resolved": inspected["resolved"],
                 "estimate": inspected["estimate"],
+                "request_id": current("request_id"),
+                "traceparent": traceparent(),
                 "metadata": request.metadata,
                 **({"webhook": webhook} if webhook else {}),
             },

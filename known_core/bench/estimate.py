@@ -21,7 +21,6 @@ from known_core.sample_text import FOLDER as WORDNET
 from known_core.spec import JobSpec
 
 Make = Callable[[Path], dict[str, Any]]  # writes a job's inputs into a folder; returns the fields of its spec
-_TOLERATED = 0.25  # median error
 
 
 def run_estimate(

@@ -55,7 +55,9 @@ def enhance(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="with --push: open a pull request")] = False,
     webhook: Annotated[str | None, typer.Option(help="https URL to tell when the job has ended")] = None,
     token: HubToken = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is understood of the inputs")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only say what is understood of the inputs, and what the job would take")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="follow the job to its end")] = False,
     out: Annotated[Path | None, typer.Option(help="with --wait: download the selected candidate here")] = None,
     server: Server = DEFAULT_SERVER,
@@ -64,7 +66,7 @@ def enhance(
 ) -> None:
     """Enhance a checkpoint with its data, both uploaded or on the Hub; or predict from a trajectory."""
     from known_core.client import Client
-    from known_core.terminal import progress_bars, show_resolved
+    from known_core.terminal import progress_bars, show_estimate, show_resolved
 
     if out is not None and not wait:
         raise KnownError("usage", "--out needs --wait", "Add --wait.")
@@ -125,6 +127,7 @@ def enhance(
                 print(json.dumps(answer, indent=2))
             else:
                 show_resolved(answer["resolved"], Console())
+                show_estimate(answer["estimate"], answer["no_estimate"], Console())
             return
         job = client.enhance(request, token=token)
         console.print(f"{job['id']}  {server}{job['urls']['self']}", soft_wrap=True)
