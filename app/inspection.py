@@ -135,13 +135,16 @@ def _estimate(spec: JobSpec, sources: "Sources", device: dict[str, Any] | None) 
     from known_core.device import Device
     from known_core.estimate import NoEstimate, estimate
 
-    if device is None:
+    calibrated = Device.parse(device) if device is not None else None
+    if calibrated is None:
         return {"estimate": None, "no_estimate": "no_calibration"}
     try:
-        return {"estimate": estimate(spec, Device(**device), sources).as_dict(), "no_estimate": None}
+        return {"estimate": estimate(spec, calibrated, sources).as_dict(), "no_estimate": None}
     except NoEstimate as error:
-        _log.info("no estimate: %s", error)
         return {"estimate": None, "no_estimate": error.reason}
+    except Exception:  # whatever a stranger's network or data does to it: the job itself may be in order
+        _log.exception("no estimate")
+        return {"estimate": None, "no_estimate": "model_not_counted"}
 
 
 def _abilities() -> dict[str, list[str]]:

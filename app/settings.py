@@ -29,6 +29,11 @@ class AppSettings(StoreSettings):
     inspection_timeout_seconds: float = Field(120, gt=0, description="time a request's inputs may take to check")
     max_wait_seconds: int = Field(60, ge=0, description="longest ?wait= that is honoured")
 
+    @field_validator("metrics_token", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: object) -> object:
+        return value or None  # docker-compose passes on what is not set as an empty text
+
     @field_validator("rate_limit", "key_failure_limit")
     @classmethod
     def _is_a_rate(cls, value: str, info: ValidationInfo) -> str:

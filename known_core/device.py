@@ -11,8 +11,8 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ _REFERENCES = (  # architecture, width, side in pixels or tokens, batch sizes: o
 )  # fmt: skip
 _SHORTEST_S = 0.02  # a timing is of so many passes as take this long; the best of three counts
 _TRIED = 3
+_clock = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,14 @@ class Device:
     memory_bytes: int
     accelerator_bytes: int
 
+    @classmethod
+    def parse(cls, said: Mapping[str, Any]) -> "Device | None":
+        """From what a worker said of itself; None where it is of a version that says other things."""
+        names = {field.name for field in fields(cls)}
+        if said.keys() != names or any(said[rates].keys() != set(KINDS) for rates in ("training", "inference")):
+            return None
+        return cls(**said)
+
     def seconds(self, work: NDArray[np.float64], *, training: bool) -> float:
         """Args: work: (KINDS,), of :meth:`known_core.costs.Costs.work`."""
         rates = self.training if training else self.inference
@@ -148,18 +157,18 @@ def _best(work: Callable[[], object], device: torch.device | None = None) -> flo
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    begun = time.perf_counter()
+    begun = _clock()
     work()
     synchronize()
-    once = time.perf_counter() - begun
+    once = _clock() - begun
     repeats = max(1, min(50, round(_SHORTEST_S / max(once, 1e-6))))
     best = float("inf")
     for _ in range(_TRIED):
-        begun = time.perf_counter()
+        begun = _clock()
         for _ in range(repeats):
             work()
         synchronize()
-        best = min(best, (time.perf_counter() - begun) / repeats)
+        best = min(best, (_clock() - begun) / repeats)
     return best
 
 
@@ -267,9 +276,9 @@ def _measure_training(device: torch.device, rates: dict[str, Any]) -> dict[str, 
     costs = count(network, _batch("cnn-batch", 8, 2))
 
     def seconds(examples: int, size: int) -> float:
-        begun = time.perf_counter()
+        begun = _clock()
         fine_tune(network, _Ready(examples), epochs=1, learning_rate=1e-9, batch_size=size, seed=0, device=device)
-        took = time.perf_counter() - begun
+        took = _clock() - begun
         work = costs.work(size, training=True)
         passes = sum(amount * rates["training"][kind] for kind, amount in zip(KINDS, work, strict=True))
         return took - examples // size * (passes + costs.trained_tensors * rates["tensor"])
@@ -430,8 +439,14 @@ def age_of_process() -> float:
     return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def main(folder: Path) -> Device:
-    """Calibrate in this process, which does nothing else. Call it first thing."""
+def main(folder: Path, *, busy: bool = False) -> Device:
+    """Calibrate in this process, which does nothing else. Call it first thing.
+
+    Args:
+        folder: on the disk that jobs are on.
+        busy: others use the machine too: one thread, and its processor time instead of the clock's.
+    """
+    global _clock
     from known_core.processes import die_with_parent, keep_memory
 
     die_with_parent()
@@ -439,8 +454,11 @@ def main(folder: Path) -> Device:
     import known_core.pipeline  # noqa: F401 - what a trainer imports
 
     load_hypermodel(hypermodel_path(None), default_device())
-    return calibrate(folder, age_of_process())
+    if busy:
+        torch.set_num_threads(1)
+        _clock = time.process_time
+    return calibrate(folder, time.process_time() if busy else age_of_process())
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(main(Path(sys.argv[1])))))
+    print(json.dumps(asdict(main(Path(sys.argv[1]), busy="--busy" in sys.argv))))

@@ -58,7 +58,7 @@ class Workload:
         d0, evaluation, pool, test: examples that are trained on, evaluated on, and of the probe.
         batch_norm: whether statistics are re-estimated.
         checkpoint_bytes: of the weights that were given. input_bytes, input_files: of all inputs.
-        unpacked: whether the inputs have to be, from a zip.
+        evaluation_batch: examples that are scored at once.
     """
 
     spec: JobSpec

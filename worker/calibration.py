@@ -39,8 +39,12 @@ class Calibrator(Periodic):
 
     def _round(self) -> None:
         if not self._file.is_file():
-            found = self._calibrate()
             self._tries += 1
+            if self._tries > _TRIES:
+                _log.warning("there will be no estimates from this worker")
+                self.stop()
+                return
+            found = self._calibrate()
             if found["spread"] > _STEADY and self._tries < _TRIES:
                 _log.info("the calibration was disturbed (spread %.2f); it will be tried again", found["spread"])
                 return

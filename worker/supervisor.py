@@ -323,11 +323,12 @@ class _Attempt:
         """Count the phase that ends herewith; "" where none follows."""
         self._spans.enter(phase or None)
         ended, since = self._phase
-        now = time.monotonic()
-        self._phase = (phase, now)
-        if ended and ended != phase:
+        if phase == ended:  # another stage of it
+            return
+        self._phase = (phase, time.monotonic())
+        if ended:
             with suppress(RedisError):  # a figure less
-                self._repository.count_phase(ended, now - since)
+                self._repository.count_phase(ended, time.monotonic() - since)
 
     def _finish(self, outcome: dict[str, Any] | None) -> bool:
         """Write down how the attempt ended. A job being canceled ends canceled whatever is written."""

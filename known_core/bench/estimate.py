@@ -24,16 +24,20 @@ Make = Callable[[Path], dict[str, Any]]  # writes a job's inputs into a folder; 
 
 
 def run_estimate(
-    jobs: Sequence[str] | None, work: Path | None, on_progress: Callable[[str], None] = lambda what: None
+    jobs: Sequence[str] | None,
+    work: Path | None,
+    on_progress: Callable[[str], None] = lambda what: None,
+    *,
+    busy: bool = False,
 ) -> dict[str, Any]:
     """Estimate and run jobs one after the other.
 
-    The device is calibrated in a process of its own before every third of them, so that a machine that others use too
-    is measured as it then is.
+    The device is calibrated in a process of its own before every fifth of them.
 
     Args:
         jobs: names; None is all of :data:`JOBS`.
         work: folder for inputs and job folders; a temporary one where None.
+        busy: others use the machine too: calibrations and jobs have one thread, and their processor time counts.
 
     Returns:
         ``device``; ``jobs``, each with ``seconds``, ``memory_bytes`` and ``disk_bytes``, estimated and actual;
@@ -50,11 +54,11 @@ def run_estimate(
         for index, name in enumerate(wanted):
             folder = Path(place) / name
             folder.mkdir()
-            if device is None or index % 3 == 0:
+            if device is None or index % 5 == 0:
                 on_progress("calibrating")
-                device = _calibrated(Path(place))
+                device = _calibrated(Path(place), busy)
             on_progress(name)
-            rows.append({"job": name, **_estimate_and_run(name, folder, device)})
+            rows.append({"job": name, **_estimate_and_run(name, folder, device, busy)})
     errors = [abs(row["seconds"]["estimated"] / row["seconds"]["actual"] - 1) for row in rows]
     return {"device": device.name, "jobs": rows, "median_error": statistics.median(errors)}
 
@@ -71,23 +75,21 @@ def estimate_summary(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{found['device']}: median error {found['median_error']:.0%}"])
 
 
-def _calibrated(folder: Path) -> Device:
-    said = _python("-m", "known_core.device", str(folder), folder=folder)
+def _calibrated(folder: Path, busy: bool) -> Device:
+    said = _python("-m", "known_core.device", str(folder), *(["--busy"] if busy else []), folder=folder)
     return Device(**json.loads(said.stdout.splitlines()[-1]))
 
 
-def _estimate_and_run(name: str, folder: Path, device: Device) -> dict[str, Any]:
+def _estimate_and_run(name: str, folder: Path, device: Device, busy: bool) -> dict[str, Any]:
     from known_core.estimate import estimate
 
     spec = JobSpec(**JOBS[name](folder))
     expected = estimate(spec, device)
     write_json(folder / "spec.json", spec.model_dump(mode="json"))
-    begun = time.monotonic()
-    ran = _python("-m", "known_core.bench.estimate", str(folder), folder=folder)
-    seconds = time.monotonic() - begun
+    ran = _python("-m", "known_core.bench.estimate", str(folder), *(["--busy"] if busy else []), folder=folder)
     actual = json.loads(ran.stdout.splitlines()[-1])
     return {
-        "seconds": {"estimated": expected.seconds.expected, "actual": seconds},
+        "seconds": {"estimated": expected.seconds.expected, "actual": sum(actual["by_phase"].values())},
         "memory_bytes": {"estimated": round(expected.memory.expected), "actual": actual["memory_bytes"]},
         "disk_bytes": {"estimated": round(expected.disk.expected), "actual": actual["disk_bytes"]},
         "by_phase": {
@@ -108,9 +110,11 @@ def _python(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]"
     return ran
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run(folder: Path, busy: bool) -> dict[str, Any]:
     """In a process of its own: run the job; its peak memory, its disk, and the seconds of its phases."""
     import gc
+
+    import torch
 
     from known_core.device import age_of_process
     from known_core.files import folder_bytes, read_json
@@ -118,20 +122,23 @@ def _run(folder: Path) -> dict[str, Any]:
     from known_core.pipeline import run
     from known_core.processes import keep_memory
 
+    if busy:
+        torch.set_num_threads(1)
+    clock = time.process_time if busy else time.monotonic
     keep_memory()
     gc.collect()
     gc.freeze()
-    phase, by_phase = "starting", {"starting": age_of_process()}
-    begun = time.monotonic()
+    phase, by_phase = "starting", {"starting": time.process_time() if busy else age_of_process()}
+    begun = clock()
 
-    def on_event(event: dict[str, Any]) -> None:
+    def enter(following: str) -> None:
         nonlocal phase, begun
-        if event["type"] == "phase":
-            by_phase[phase] = by_phase.get(phase, 0.0) + time.monotonic() - begun
-            phase, begun = event["phase"], time.monotonic()
+        by_phase[phase] = by_phase.get(phase, 0.0) + clock() - begun
+        phase, begun = following, clock()
 
-    run(JobSpec.model_validate(read_json(folder / "spec.json")), folder / "run", on_event)
-    by_phase[phase] = by_phase.get(phase, 0.0) + time.monotonic() - begun
+    spec = JobSpec.model_validate(read_json(folder / "spec.json"))
+    run(spec, folder / "run", lambda event: enter(event["phase"]) if event["type"] == "phase" else None)
+    enter("")
     return {
         "memory_bytes": peak_memory()["memory_bytes"],
         "disk_bytes": folder_bytes(folder / "run"),
@@ -293,29 +300,30 @@ def _trajectory(folder: Path) -> dict[str, Any]:
     return {"trajectory": tuple(folder / f"{index}.safetensors" for index in range(5))}
 
 
-_SHORT = {"evaluation": {"probe_epochs": 5}}
+_QUICK: dict[str, Any] = {  # a third of the trainings of a job that leaves all open
+    "evaluation": {"probe_epochs": 5, "probe_learning_rates": (1e-3,)},
+    "nowcast": {"controls": ()},
+}
 JOBS: dict[str, Make] = {
     "small CNN, digits": _registered(16, 8, "digits", 800),
-    "small CNN, Fashion-MNIST": _registered(16, 28, "fashion", 2000),
+    "small CNN, Fashion-MNIST": _registered(16, 28, "fashion", 1500, **_QUICK),
     "CNN without norm, Fashion-MNIST": _registered(
-        32, 28, "fashion", 1200, "none", evaluation={"probe_epochs": 5, "seeds": 5}, forgetting={"epochs_per_stage": 4}
+        32, 28, "fashion", 1000, "none", **_QUICK, forgetting={"epochs_per_stage": 4}
     ),
-    "timm ResNet": _timm("test_resnet", 32, 600, **_SHORT),
-    "timm EfficientNet": _timm("test_efficientnet", 32, 600, **_SHORT),
-    "timm ViT": _timm("test_vit", 160, 400, **_SHORT),
-    "torchvision MobileNetV3": _torchvision("mobilenet_v3_small", 64, 400, evaluation={"probe_epochs": 2}),
-    "transformers ViT": _vit(1200, **_SHORT),
-    "BERT, classification": _bert("BertForSequenceClassification", 64, 2, 32, 1500, **_SHORT),
-    "wider BERT, longer texts": _bert(
-        "BertForSequenceClassification", 192, 4, 64, 900, evaluation={"probe_epochs": 2}
-    ),
+    "timm ResNet": _timm("test_resnet", 32, 600, **_QUICK),
+    "timm EfficientNet": _timm("test_efficientnet", 32, 600, evaluation={"probe_epochs": 3}),
+    "timm ViT": _timm("test_vit", 96, 300, **_QUICK),
+    "torchvision MobileNetV3": _torchvision("mobilenet_v3_small", 64, 300, **_QUICK),
+    "transformers ViT": _vit(800, **_QUICK),
+    "BERT, classification": _bert("BertForSequenceClassification", 64, 2, 32, 1200, **_QUICK),
+    "wider BERT, longer texts": _bert("BertForSequenceClassification", 192, 4, 64, 500, **_QUICK),
     "BERT, masked": _bert("BertForMaskedLM", 64, 2, 48, 900, evaluation={"probe_epochs": 2}),
-    "BERT, features": _bert("BertModel", 64, 2, 32, 900, evaluation={"probe_epochs": 2}),
-    "GPT-2, causal": _gpt2(1500, evaluation={"probe_epochs": 3}),
-    "LoRA on BERT": _adapter(900, evaluation={"probe_epochs": 2}),
+    "BERT, features": _bert("BertModel", 64, 2, 32, 900, **_QUICK),
+    "GPT-2, causal": _gpt2(1200, **_QUICK),
+    "LoRA on BERT": _adapter(900, **_QUICK),
     "trajectory of 25 M": _trajectory,
-}  # fmt: skip
+}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_run(Path(sys.argv[1]))))
+    print(json.dumps(_run(Path(sys.argv[1]), busy="--busy" in sys.argv)))
