@@ -23,6 +23,7 @@ _STATUS = {
     "key_revoked": 401,
     "session_ended": 401,
     "cross_site_request": 403,
+    "metrics_closed": 403,
     "scope_missing": 403,
     "open_mode_is_local": 403,
     "rate_limited": 429,

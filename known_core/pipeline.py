@@ -72,7 +72,7 @@ def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
         KnownError: the first thing that makes the job impossible, pointing at the request's field.
     """
     hypermodel_of(spec)
-    names = _names(spec)
+    names = candidates_of(spec)
     if spec.evaluation.select not in ("best", *names):
         raise KnownError(
             "candidate_unknown",
@@ -176,7 +176,7 @@ _CONTROL_OF = {training: control for control, training in _TRAINED_FOR.items()}
 _READS_TRAJECTORIES = "known-paper"  # states that a user brings are a chain, as the paper's
 
 
-def _names(spec: JobSpec) -> list[str]:
+def candidates_of(spec: JobSpec) -> list[str]:
     """Every candidate a job makes, besides the weights given."""
     return [*candidate_names(spec.forgetting.rate, spec.nowcast.recurrences), *_controls(spec)]
 
@@ -207,7 +207,7 @@ class _Run:
         self._facts = facts
         self._stages = Stages(folder / "work")
         self._device = default_device()
-        self._names = _names(spec)
+        self._names = candidates_of(spec)
         self._hypermodel = hypermodel_of(spec)
         self._known = load_hypermodel(self._hypermodel, self._device)
         self._subsets: list[Indices] = []

@@ -24,7 +24,7 @@ from rich.text import Text
 from known_core.notebook import NotebookProgress
 
 if TYPE_CHECKING:
-    from known_core.client.records import Range, Resources
+    from known_core.client.records import Estimate, Range
     from known_core.reproduce import Comparison
 
 _ENDED = ("succeeded", "failed", "canceled")
@@ -139,8 +139,19 @@ def show_resolved(resolved: dict[str, Any], console: Console) -> None:
             console.print(f"{label}: {shortened}", markup=False, soft_wrap=True)
 
 
-def show_estimate(estimate: "Resources", console: Console) -> None:
-    """What a job would take, each figure with its range, and what it was estimated from."""
+_NO_ESTIMATE = {
+    "no_calibration": "no worker has calibrated its device yet",
+    "model_not_counted": "the network's passes cannot be counted",
+    "inputs_not_sampled": "the data cannot be looked at before it is unpacked",
+}
+
+
+def show_estimate(plan: "Estimate", console: Console) -> None:
+    """What a job would take, each figure with its range, and what it was estimated from; or why nobody can say."""
+    estimate = plan.estimate
+    if estimate is None:
+        console.print(f"no estimate: {_NO_ESTIMATE.get(str(plan.no_estimate), plan.no_estimate)}", soft_wrap=True)
+        return
     table = Table(title="Estimate", box=box.SIMPLE)
     for column in ("", "expected", "from", "to"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
@@ -156,6 +167,8 @@ def show_estimate(estimate: "Resources", console: Console) -> None:
         else:
             table.add_row(name, shown(figure.expected), shown(figure.low), shown(figure.high))
     console.print(table)
+    phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in estimate.by_phase.items())
+    console.print(f"phases: {phases}", soft_wrap=True)
     if estimate.basis:
         console.print(estimate.basis, style="dim", soft_wrap=True)
 

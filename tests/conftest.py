@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KNOWN_CALIBRATE", "false")  # half a minute of both cores for every new data folder
 os.environ.pop("KNOWN_HYPERMODEL", None)
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the stack runs this checkout, not another that is installed
 

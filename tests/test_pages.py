@@ -2,11 +2,8 @@
 
 import ast
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +13,6 @@ import pytest
 import typer.main
 
 from known_core.cli import app as command_line
-from known_core.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

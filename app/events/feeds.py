@@ -6,8 +6,9 @@ the news once, however many watch.
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import takewhile
 
@@ -78,8 +79,9 @@ class Feed:
 class Feeds:
     """The jobs that are watched in this process."""
 
-    def __init__(self, redis: AsyncRedis) -> None:
+    def __init__(self, redis: AsyncRedis, observe_lag: Callable[[float], None]) -> None:
         self._redis = redis
+        self._observe_lag = observe_lag
         self._repository = EventRepository(redis)
         self._feeds: dict[str, Feed] = {}
         self._listener: asyncio.Task[None] | None = None
@@ -116,6 +118,9 @@ class Feeds:
                 while True:
                     feed.job, events = await self._repository.news(feed.job_id, last, _PAGE)
                     feed.add(events)
+                    if feed.reads:  # at first it reads what is old
+                        for event in events:
+                            self._observe_lag(max(0.0, time.time() - order(event.id)[0] / 1000))
                     if len(events) < _PAGE:
                         break
                     last = events[-1].id

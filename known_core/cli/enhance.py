@@ -104,8 +104,7 @@ def enhance(
                 print_json(answer.raw)
             else:
                 show_resolved(answer.resolved, Console())
-                if answer.estimate is not None:
-                    show_estimate(answer.estimate, Console())
+                show_estimate(answer, Console())
             return
         job = client.enhance(**wanted, idempotency_key=idempotency_key)
         console.print(f"{job.id}  {server}{job['urls']['self']}", soft_wrap=True)

@@ -77,10 +77,40 @@ class JobResult(Record):
     publish_error: JobError | None = None
 
 
-class Cost(Record):
-    """Args: actual_seconds: that workers spent on the job, in attempts that have ended."""
+class Range(Record):
+    """An estimate with its bounds."""
 
-    actual_seconds: float = 0.0
+    low: float
+    expected: float
+    high: float
+
+
+class Resources(Record):
+    """What a job will take. Bytes are on the worker; ``gpu_memory_bytes`` is None where there is no GPU."""
+
+    seconds: Range | None = None
+    memory_bytes: Range | None = None
+    gpu_memory_bytes: Range | None = None
+    disk_bytes: Range | None = None
+    by_phase: dict[str, float] = {}  # seconds, as expected
+    basis: str = ""
+
+
+class ActualCost(Record):
+    """What a job took: time of workers, in attempts that have ended, and the most that it held at once."""
+
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    memory_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+    disk_bytes: int | None = None
+
+
+class Cost(Record):
+    """What was expected when the job was queued, None where nothing was calibrated, and what it took so far."""
+
+    estimated: Resources | None = None
+    actual: ActualCost = ActualCost()
 
 
 class JobFields(Record):
@@ -145,29 +175,12 @@ class EventPage(Record):
     ended: bool = False
 
 
-class Range(Record):
-    """An estimate with its bounds."""
-
-    low: float
-    expected: float
-    high: float
-
-
-class Resources(Record):
-    """What a job will take. Bytes are on the worker; ``gpu_memory_bytes`` is None where there is no GPU."""
-
-    seconds: Range | None = None
-    memory_bytes: Range | None = None
-    gpu_memory_bytes: Range | None = None
-    disk_bytes: Range | None = None
-    basis: str = ""
-
-
 class Estimate(Record):
     """A job that was not started: what was understood of its inputs, and what it would take."""
 
     resolved: dict[str, Any]
     estimate: Resources | None = None
+    no_estimate: str | None = None  # why there is none
 
 
 class Artifact(Record):

@@ -17,7 +17,7 @@ from app.main import create_app
 from app.settings import AppSettings
 from known_core.cli import app as command_line
 from known_core.client import Client
-from known_core.client.records import Resources
+from known_core.client.records import Estimate
 from known_core.stack import Stack
 from known_core.terminal import binary_size, duration, show_estimate
 from tests.conftest import Inputs, ended
@@ -223,11 +223,9 @@ def test_an_estimate_with_its_ranges(capsys: pytest.CaptureFixture[str]) -> None
 
     figure = {"low": 100.0, "expected": 3725.0, "high": 9000.0}
     size = {"low": 2.0**20, "expected": 1.5 * 2**30, "high": 2.0**31}
-    show_estimate(
-        Resources.model_validate({"seconds": figure, "memory_bytes": size, "gpu_memory_bytes": None,
-                                  "disk_bytes": size, "basis": "a calibration of 3 s on the CPU"}),
-        Console(width=100),
-    )  # fmt: skip
+    resources = {"seconds": figure, "memory_bytes": size, "gpu_memory_bytes": None, "disk_bytes": size,
+                 "by_phase": {"forgetting": 61.0}, "basis": "a calibration of 3 s on the CPU"}  # fmt: skip
+    show_estimate(Estimate.model_validate({"resolved": {}, "estimate": resources}), Console(width=100))
     rows = {line.split("  ")[1].strip(): line.split() for line in capsys.readouterr().out.splitlines() if "  " in line}
     assert rows["time"][1:] == ["1", "h", "2", "min", "1", "min", "40", "s", "2", "h", "30", "min"]
     assert rows["memory"][1:] == ["1.5", "GiB", "1", "MiB", "2", "GiB"]
