@@ -66,7 +66,7 @@ def standing(guarded: Stack, key_of: Callable[..., str], inputs: Inputs) -> Iter
     store = connect(guarded.store_url)
     repository = JobRepository(store)
     with Client(guarded.url, key) as client:
-        request = inputs.request(client, f"{guarded.url}#lab")
+        request = inputs.request(client, f"{guarded.url}#lab", webhook={"url": "https://example.com/hook?token=x"})
         jobs = {name: client.enhance(request)["id"] for name in ("running", "failed", "canceled", "paused", "queued")}
         client.cancel(jobs["canceled"])
         client.pause(jobs["paused"])
