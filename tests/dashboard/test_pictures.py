@@ -62,7 +62,6 @@ def test_a_running_job_and_the_list(
 ) -> None:
     with visiting(browser, guarded.url, viewport=DESK, color_scheme="dark") as context:
         page = log_in(context, standing["key"])
-        keep(page, "list-dark")
         page.goto(f"/jobs/{standing['running']}")
         expect(page.locator("#loss canvas").first).to_be_visible()
         keep(page, "running-dark")
