@@ -12,6 +12,7 @@ from app.dashboard.service import DashboardService
 from app.dependencies import JobId, Sessions, Who, caller_by_key
 from app.jobs.record import JobStatus
 from app.keys.sessions import check_from_here, is_from_here
+from app.problems import answer_to
 from known_core.errors import KnownError
 
 router = APIRouter(route_class=Page, include_in_schema=False)
@@ -63,9 +64,8 @@ async def log_in(request: Request, sessions: Sessions) -> Response:
         token = form.get("key", "").strip()
         await caller_by_key(request, token)
     except KnownError as error:
-        status = 429 if error.code == "rate_limited" else 401
-        request.state.code = error.code  # for the audit log
-        return page(request, "login.html", status, next=inside, problem=error, arrived=False)
+        refused = await answer_to(request, error)
+        return page(request, "login.html", refused.status_code, next=inside, problem=error, arrived=False)
     response = RedirectResponse(inside, 303, HEADERS)
     await sessions.begin(request, response, token)
     return response

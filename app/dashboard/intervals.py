@@ -23,7 +23,8 @@ class Bar:
 def intervals(transfer: dict[str, Any]) -> dict[str, Bar]:
     """The gains of a report's candidates, by name, on one axis that has zero in it."""
     gains = {name: row["gain"] for name, row in transfer.items() if row["gain"]}
-    finite = [value for gain in gains.values() for value in (gain["low"], gain["high"]) if math.isfinite(value)]
+    ends: list[float] = [value for gain in gains.values() for value in (gain["low"], gain["high"])]
+    finite = [value for value in ends if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     span = (high - low) or 1.0
 

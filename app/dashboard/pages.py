@@ -64,7 +64,7 @@ class Page(APIRoute):
 
 
 def _error_page(request: Request, answer: Response) -> Response:
-    problem = Problem.model_validate_json(answer.body)
+    problem = Problem.model_validate_json(bytes(answer.body))
     if problem.status == 401:
         here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         login = f"/login?{urlencode({'next': here})}"

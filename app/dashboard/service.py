@@ -94,7 +94,7 @@ class DashboardService:
             report=report,
             bars=intervals(report["transfer"]) if report and "transfer" in report else {},
             files=files or [],
-            deliveries=self._webhooks.page(caller, job_id, None, None, 20).data,
+            deliveries=self._webhooks.page(caller, job_id, None, 20, None).data,
             snippets=snippets_of(job, files or [], server, with_key=self._settings.access == "keys"),
         )
 

@@ -33,7 +33,7 @@ class EventRepository:
 
     async def newest(self, job_id: str, limit: int) -> list[JobEvent]:
         """The last events, newest first."""
-        entries = await self._redis.xrevrange(events_key(job_id), count=limit)
+        entries: Any = await self._redis.xrevrange(events_key(job_id), count=limit)
         return [JobEvent(entry_id, json.loads(entry["data"])) for entry_id, entry in entries]
 
     async def news(self, job_id: str, after: str, limit: int) -> tuple[Job, list[JobEvent]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from typing import Any
 
 from fastapi import Request, Response
 from redis.asyncio import Redis as AsyncRedis
@@ -46,7 +47,7 @@ class SessionService:
         if session is None or (not is_from_here(request) and request.method in _READS):
             return None
         check_from_here(request)
-        sealed = await self._redis.get(_place(session))
+        sealed: Any = await self._redis.get(_place(session))
         try:
             return self._sealer.unseal(sealed or "")
         except KnownError as error:  # none is there, or it was sealed with a key that is gone

@@ -36,6 +36,7 @@ def browser() -> Iterator[Browser]:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """It has no worker: what is queued stays so."""
     environment = SETTINGS | {"KNOWN_ACCESS": "keys", "KNOWN_KEY_FAILURE_LIMIT": "10/minute"}
+    environment |= {"KNOWN_WEBHOOK_ALLOW_HTTP": "true", "KNOWN_WEBHOOK_ALLOWED_HOSTS": "127.0.0.1"}
     with Stack(tmp_path_factory.mktemp("dashboard"), port=0, environment=environment, workers=0) as running:
         yield running
 
@@ -66,7 +67,7 @@ def standing(guarded: Stack, key_of: Callable[..., str], inputs: Inputs) -> Iter
     store = connect(guarded.store_url)
     repository = JobRepository(store)
     with Client(guarded.url, key) as client:
-        request = inputs.request(client, f"{guarded.url}#lab")
+        request = inputs.request(client, f"{guarded.url}#lab", webhook={"url": "http://127.0.0.1:9/hook?token=x"})
         jobs = {name: client.enhance(request)["id"] for name in ("running", "failed", "canceled", "paused", "queued")}
         client.cancel(jobs["canceled"])
         client.pause(jobs["paused"])

@@ -48,6 +48,9 @@ def test_a_job_in_each_state(lab: BrowserContext, standing: dict[str, str], stat
         expect(page.locator("#loss canvas").first).to_be_visible()
         expect(page.locator("#loss-key li")).to_have_count(3)
         expect(page.locator("#forgetting canvas")).to_be_visible()
+    if state == "failed":
+        expect(page.get_by_role("alert")).to_contain_text("out_of_memory")
+        expect(page.get_by_role("region", name="Webhook deliveries").first).to_contain_text("http://127.0.0.1:9/hook")
     check(page)
 
 

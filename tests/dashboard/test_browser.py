@@ -189,7 +189,7 @@ def test_the_list_is_live_filtered_and_paged(
     made = [new_job_id() for _ in range(21)]
     with connect(stack.store_url) as store:  # a page and one more, faster than by inspecting the same files again
         for other in made:
-            fields: dict[str, Any] = {key: {} for key in ("request", "spec", "hub", "resolved", "metadata")}
+            fields: dict[str, Any] = {name: {} for name in ("request", "spec", "hub", "resolved", "metadata")}
             JobRepository(store).create(other, "local", fields)
             JobRepository(store).cancel(other)
     page.goto("/?status=canceled")
