@@ -66,8 +66,7 @@ def test_only_files_of_the_manifest_are_served(stack: Stack, finished_job: str, 
 
 
 def files_of(client: Client, job_id: str) -> list[dict[str, Any]]:
-    files = [file.raw for file in client.files(job_id)]
-    return files
+    return [file.raw for file in client.files(job_id)]
 
 
 def test_a_signed_address_needs_no_key_and_opens_one_file(client: Client, stack: Stack, finished_job: str) -> None:
