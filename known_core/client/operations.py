@@ -15,6 +15,7 @@ from known_core.client.records import (
     Artifact,
     Event,
     EventPage,
+    JobError,
     JobFields,
 )
 from known_core.client.requests import Wanted, build_request, hub_reference
@@ -200,12 +201,12 @@ def check_succeeded(job: JobFields) -> None:
     """Raises: JobFailed, with the code that the job failed with, where it failed or was canceled."""
     if job.status not in ("failed", "canceled"):
         return
-    if job.error is None:
-        failed = errors.JobFailed("job_canceled", f"{job.id} was canceled", "Start it again if it was a mistake.")
-    else:
-        said, kind = job.error, errors.class_of(job.error.code)
-        failing = kind if issubclass(kind, errors.JobFailed) else errors.JobFailed
-        failed = failing(said.code, said.message, said.hint, retryable=said.retryable)
+    said = job.error or JobError(
+        code="job_canceled", message=f"{job.id} was canceled", hint="Start it again if it was a mistake."
+    )
+    kind = errors.class_of(said.code)
+    failing = kind if issubclass(kind, errors.JobFailed) else errors.JobFailed
+    failed = failing(said.code, said.message, said.hint, retryable=said.retryable)
     failed.job = job
     raise failed
 

@@ -57,7 +57,7 @@ def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             near = difflib.get_close_matches(name, [*_WHOLE, "push", "downstream", *SECTION_OF], 1)
             hint = f"Did you mean {near[0]}?" if near else "docs/api.md lists them."
-            raise errors.Invalid("option_invalid", f"there is no setting {name!r}", hint)
+            raise errors.problem("option_invalid", f"there is no setting {name!r}", hint)
     return request
 
 

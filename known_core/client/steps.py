@@ -70,7 +70,7 @@ def _arguments(step: Send) -> dict[str, Any]:
 
 
 def _unreachable(http: "httpx.Client | httpx.AsyncClient", error: Exception) -> KnownError:
-    return errors.Unavailable(
+    return errors.problem(
         "server_unreachable",
         f"no answer from {str(http.base_url).rstrip('/')}: {error}",
         "Start one with `known serve`, or name another with --server.",

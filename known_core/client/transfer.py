@@ -50,7 +50,7 @@ def upload_path(server: str, path: Path, on_bytes: Progress, patience: Patience)
             yield Work(lambda: _zip_folder(path, packed))
             return (yield from upload_file(server, packed, on_bytes, patience))
     if not path.is_file():
-        raise errors.NotFound(
+        raise errors.problem(
             "file_missing", f"there is no file or folder {path}", "Check the path; on the Hub it is hub:user/name."
         )
     return (yield from upload_file(server, path, on_bytes, patience))
@@ -179,6 +179,6 @@ def download_file(
         yield Work(lambda: os.fsync(file.fileno()))
     if (yield Work(lambda: sha256_file(partial))) != sha256:
         partial.unlink()
-        raise errors.Invalid("checksum_mismatch", f"{target.name} arrived with another sha256", "Download again.")
+        raise errors.problem("checksum_mismatch", f"{target.name} arrived with another sha256", "Download again.")
     partial.replace(target)
     fsync_directory(target.parent)
