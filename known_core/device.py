@@ -125,6 +125,8 @@ def calibrate(folder: Path, started_s: float) -> Device:
     device = default_device()
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     known = load_hypermodel(hypermodel_path(None), device)
+    _train(_reference("cnn-batch", 4, 8), 8, 8, device)  # the first one imports
+    memory = _resident()
     passes = _measure_passes(device, half)
     trained = _fit([(costs.work(size, training=True), both) for costs, size, both, _ in passes])
     forward = _fit([(costs.work(size, training=False), alone) for costs, size, _, alone in passes])
@@ -144,7 +146,7 @@ def calibrate(folder: Path, started_s: float) -> Device:
         **_measure_files(folder),
         "nowcast": _measure_nowcast(known),
         "start": started_s,
-        "memory_bytes": _resident(),
+        "memory_bytes": memory,
         "accelerator_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if half else 0,
     }
     return Device(**rates, **_measure_training(device, rates))
@@ -270,6 +272,10 @@ class _Ready(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {name: rows[index] for name, rows in self._rows.items()}
 
 
+def _train(network: nn.Module, examples: int, size: int, device: torch.device) -> None:
+    fine_tune(network, _Ready(examples), epochs=1, learning_rate=1e-9, batch_size=size, seed=0, device=device)
+
+
 def _measure_training(device: torch.device, rates: dict[str, Any]) -> dict[str, float]:
     """What a training takes besides the passes and the optimizer: for itself, a step, an example of one."""
     network = _reference("cnn-batch", 4, 8)
@@ -277,13 +283,12 @@ def _measure_training(device: torch.device, rates: dict[str, Any]) -> dict[str, 
 
     def seconds(examples: int, size: int) -> float:
         begun = _clock()
-        fine_tune(network, _Ready(examples), epochs=1, learning_rate=1e-9, batch_size=size, seed=0, device=device)
+        _train(network, examples, size, device)
         took = _clock() - begun
         work = costs.work(size, training=True)
         passes = sum(amount * rates["training"][kind] for kind, amount in zip(KINDS, work, strict=True))
         return took - examples // size * (passes + costs.trained_tensors * rates["tensor"])
 
-    seconds(8, 8)  # the first one imports
     none = min(seconds(8, 8) for _ in range(3))
     few = min(seconds(31 * 8, 8) for _ in range(2))
     full = min(seconds(31 * 64, 64) for _ in range(2))

@@ -249,12 +249,16 @@ class _Job:
         settings, total = self._forgetting, 0.0
         for training, examples, epochs in self._stages():
             averaged = 0.0 if training == "chain" else FAN_AVERAGED
-            total += self._load() + self._write(4 * self._costs.parameters)
+            total += self._load() + self._write(self._state_bytes())
             total += self._train(examples, epochs, settings.batch_size or 1, settings.micro_batch_size, averaged)
             total += self._score(self._work.evaluation.count)
             if averaged:
                 total += self._recalibrate()
         return total
+
+    def _state_bytes(self) -> int:
+        """Of one training's end, in float32; of an adapter alone where there is one."""
+        return 4 * (self._costs.trained if self._work.network_library == "peft" else self._costs.parameters)
 
     def _recalibrate(self) -> float:
         return self._infer(self._work.d0.count, self._forgetting.batch_size or 1) if self._work.batch_norm else 0.0
@@ -293,6 +297,6 @@ class _Job:
     def _disk(self) -> float:
         """Inputs as they are unpacked, every training's state, every candidate, and once more where statistics differ;
         artifacts are links to them."""
-        states = len(list(self._stages())) * 4 * self._costs.parameters
+        states = len(list(self._stages())) * self._state_bytes()
         outputs = len(self._candidates) * self._work.checkpoint_bytes * (2 if self._work.batch_norm else 1)
         return self._work.input_bytes + states + outputs
