@@ -63,12 +63,12 @@ def test_a_job_from_the_form_to_its_files(visitor: BrowserContext, inputs: Input
     page = visitor.new_page()
     fill_in(page, inputs)
     page.get_by_label("What the model does").select_option("image-classification")
-    newest = client.jobs(limit=1)["first_id"]
+    newest = [job.id for job in client.jobs(limit=1)]
     page.get_by_role("button", name="Check the inputs").click()
     understood = page.get_by_role("region", name="What was understood")
     expect(understood).to_contain_text("image-classification")
     expect(understood).to_contain_text("3,864")
-    assert client.jobs(limit=1)["first_id"] == newest  # nothing is started yet
+    assert [job.id for job in client.jobs(limit=1)] == newest  # nothing is started yet
     page.get_by_role("button", name="Start the job").click()
     page.wait_for_url(re.compile(r"/jobs/job_[0-9a-f]{24}$"))
     job_id = page.url.rpartition("/")[2]
@@ -86,7 +86,7 @@ def test_a_job_from_the_form_to_its_files(visitor: BrowserContext, inputs: Input
     assert request["model"]["config"] == inputs.config
     with page.expect_download() as download:
         page.get_by_role("link", name="x2/model.safetensors").click()
-    manifest = {entry["path"]: entry for entry in client._json("GET", f"/v1/jobs/{job_id}/manifest")["files"]}
+    manifest = {entry["path"]: entry for entry in client.manifest(job_id)["files"]}
     assert Path(download.value.path()).stat().st_size == manifest["x2/model.safetensors"]["bytes"]
 
 
@@ -275,8 +275,8 @@ def test_logging_in_by_hand(browser: Browser, guarded: Stack, key_of: KeyOf) -> 
 
 
 def test_the_snippets_do_what_they_say(client: Client, stack: Stack, finished_job: str, tmp_path: Path) -> None:
-    job = JobView.model_validate(client.job(finished_job))
-    files = [ArtifactView.model_validate(file) for file in client._json("GET", f"{job.urls.artifacts}")["data"]]
+    job = JobView.model_validate(client.job(finished_job).raw)
+    files = [ArtifactView.model_validate(file.raw) for file in client.files(finished_job)]
     snippets = {snippet.name: snippet for snippet in snippets_of(job, files, stack.url, with_key=False)}
 
     def run(*command: str) -> str:
