@@ -50,7 +50,7 @@ def test_a_job_in_each_state(lab: BrowserContext, standing: dict[str, str], stat
         expect(page.locator("#forgetting canvas")).to_be_visible()
     if state == "failed":
         expect(page.get_by_role("alert")).to_contain_text("out_of_memory")
-        expect(page.get_by_role("region", name="Webhook deliveries").first).to_contain_text("http://127.0.0.1:9/hook")
+        expect(page.get_by_role("region", name="Webhook deliveries").first).to_contain_text("http://127.0.0.1:9999/hook")
     check(page)
 
 
