@@ -11,7 +11,7 @@ FUZZ := $(VENV)/.fuzz
 FUZZ_SECONDS ?= 60
 FUZZ_EXAMPLES ?= 100
 
-.PHONY: help install demo serve check format test test-slow chaos load fuzz constraints clean
+.PHONY: help install demo serve check format test test-slow chaos load fuzz docs constraints clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,10 @@ chaos: install  ## every fault in every phase, for real, and the table of what c
 fuzz: $(FUZZ)  ## strangers' files and the whole API, at random (FUZZ_SECONDS=60 a target, FUZZ_EXAMPLES=100)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest -q --timeout 3600 tests/app/test_schema.py tests/untrusted/test_fuzzing.py
+
+docs: install  ## the documentation site, in build/site
+	$(BIN)/python docs/stage.py
+	$(BIN)/zensical build --strict
 
 constraints: $(REAL) $(LOAD) $(FUZZ)  ## pin what is installed
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.txt

@@ -5,7 +5,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.artifacts.service import ArtifactService, artifact_path
+from app.artifacts.service import ArtifactService
 from app.artifacts.signing import UrlSigner
 from app.audit.service import AuditService
 from app.events.service import EventService
@@ -117,7 +117,6 @@ async def _own_job(
 async def _readable_job(
     request: Request,
     job_id: _JobPath,
-    path: Annotated[str, Path()],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     events: Annotated[EventService, Depends(_events)],
     expires: Annotated[int | None, Query(ge=0, le=1 << 53, include_in_schema=False)] = None,
@@ -125,7 +124,7 @@ async def _readable_job(
     key: Annotated[str | None, Query(max_length=8, include_in_schema=False)] = None,
     signature: Annotated[str | None, Query(max_length=64, include_in_schema=False)] = None,
 ) -> str:
-    """The id of a job whose file may be read: by its tenant, or by whoever has a signed address of this file.
+    """The id of a job whose file or figure may be read: by its tenant, or by whoever has a signed address of it.
 
     The query is no part of the described interface: a download_url brings it, made by nobody else.
 
@@ -137,11 +136,17 @@ async def _readable_job(
         reader = caller.tenant
     else:
         signer = cast(UrlSigner, request.app.state.signer)
-        signer.check(artifact_path(job_id, path), tenant or "", expires or 0, key or "", signature)
+        signer.check(_path_of(request), tenant or "", expires or 0, key or "", signature)
         reader = tenant or ""
     if await events.tenant(job_id) != reader:
         raise JobNotFound(job_id)
     return job_id
+
+
+def _path_of(request: Request) -> str:
+    """Not quoted, below whatever a proxy serves the application at."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 def _own_delivery(

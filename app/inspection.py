@@ -3,17 +3,23 @@
 What is read there is a stranger's: a crash or a hang costs that process, not the API, which stays free of torch.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from threading import Lock
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from app.jobs.settings import HubAccess
 from known_core.errors import KnownError
 from known_core.spec import JobSpec
+
+if TYPE_CHECKING:
+    from known_core.inputs import Sources
+
+_log = logging.getLogger(__name__)
 
 
 class Inspector:
@@ -39,19 +45,27 @@ class Inspector:
                 _kill(self._pool)
                 self._pool = None
 
-    def inspect(self, spec: JobSpec, hub: dict[str, dict[str, Any]], access: HubAccess) -> dict[str, Any]:
+    def inspect(
+        self,
+        spec: JobSpec,
+        hub: dict[str, dict[str, Any]],
+        access: HubAccess,
+        device: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         """What was understood of a job's inputs.
 
         Args:
             hub: the inputs that are on the Hub, by name: repo_id and revision.
+            device: the calibration of what it will run on, where there is one.
 
         Returns:
-            ``resolved``, for people, with where inputs came from in ``sources``; and ``hub``, every revision a commit.
+            ``resolved``, for people, with where inputs came from in ``sources``; ``hub``, every revision a commit; and
+            ``estimate``, or None and ``no_estimate``, the reason.
 
         Raises:
             KnownError: what is wrong with them, or ``inspection_failed`` when the check itself died or hung.
         """
-        found: dict[str, Any] = self._ask(_inspect, spec, hub, access)
+        found: dict[str, Any] = self._ask(_inspect, spec, hub, access, device)
         return found
 
     def abilities(self) -> dict[str, list[str]]:
@@ -88,12 +102,15 @@ def _die_with_parent() -> None:
 
 
 def _load() -> None:
-    import known_core.fetching  # seconds of imports, done before the first request
+    import known_core.estimate  # seconds of imports, done before the first request
+    import known_core.fetching
     import known_core.pipeline
     import known_core.publish  # noqa: F401
 
 
-def _inspect(spec: JobSpec, wanted: dict[str, dict[str, Any]], access: HubAccess) -> dict[str, Any]:
+def _inspect(
+    spec: JobSpec, wanted: dict[str, dict[str, Any]], access: HubAccess, device: dict[str, Any] | None
+) -> dict[str, Any]:
     from known_core.fetching import open_all, origins, resolve_refs
     from known_core.inputs import pointing_at
     from known_core.pipeline import inspect
@@ -105,8 +122,29 @@ def _inspect(spec: JobSpec, wanted: dict[str, dict[str, Any]], access: HubAccess
     if spec.output.hub is not None:
         with pointing_at("/output/hub"):
             check_target(spec.output.hub, endpoint=access.endpoint, token=access.secret)
-    resolved = inspect(spec, open_all(spec, hub, refs))
-    return {"resolved": {**resolved, "sources": came_from}, "hub": {name: vars(ref) for name, ref in refs.items()}}
+    sources = open_all(spec, hub, refs)
+    resolved = inspect(spec, sources)
+    return {
+        "resolved": {**resolved, "sources": came_from},
+        "hub": {name: vars(ref) for name, ref in refs.items()},
+        **_estimate(spec, sources, device),
+    }
+
+
+def _estimate(spec: JobSpec, sources: "Sources", device: dict[str, Any] | None) -> dict[str, Any]:
+    from known_core.device import Device
+    from known_core.estimate import NoEstimate, estimate
+
+    calibrated = Device.parse(device) if device is not None else None
+    if calibrated is None:
+        return {"estimate": None, "no_estimate": "no_calibration"}
+    try:
+        return {"estimate": estimate(spec, calibrated, sources).as_dict(), "no_estimate": None}
+    except NoEstimate as error:
+        return {"estimate": None, "no_estimate": error.reason}
+    except Exception:  # whatever a stranger's network or data does to it: the job itself may be in order
+        _log.exception("no estimate")
+        return {"estimate": None, "no_estimate": "model_not_counted"}
 
 
 def _abilities() -> dict[str, list[str]]:

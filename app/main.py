@@ -1,5 +1,6 @@
 """The application: services, routes, errors. Run with ``uvicorn --factory app.main:create_app``, or ``known serve``."""
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -35,7 +36,12 @@ from app.jobs.service import JobService
 from app.keys.limits import RateLimits
 from app.keys.service import KeyService
 from app.keys.sessions import SessionService
+from app.metrics import endpoints as metrics
+from app.metrics.middleware import RequestMetrics
+from app.metrics.repository import MetricsRepository
+from app.metrics.service import Metrics
 from app.settings import AppSettings
+from app.traces import trace_requests
 from app.uploads import endpoints as uploads
 from app.uploads.repository import Limits, UploadRepository
 from app.uploads.service import UploadService
@@ -44,6 +50,9 @@ from app.webhooks import endpoints as webhooks
 from app.webhooks.guard import Guard
 from app.webhooks.repository import WebhookRepository
 from app.webhooks.service import WebhookService
+from known_core.logs import configure_logs
+
+_SWITCH_S = 0.0005  # what the event loop waits for a busy thread; Python's own 5 ms are felt by every open stream
 
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
@@ -63,7 +72,9 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         health_check_interval=25,
         retry=AsyncRetry(ExponentialBackoff(cap=2, base=0.05), retries=10),  # from_url's own is none
     )
-    event_service, audit_service = EventService(async_redis), AuditService(async_redis, settings.audit_entries)
+    figures = Metrics(MetricsRepository(connect(settings.redis_url, timeout_s=5, tries=2)), repository, settings)
+    event_service = EventService(async_redis, figures.event_lag.observe)
+    audit_service = AuditService(async_redis, settings.audit_entries)
     keys = KeyService(async_redis, settings)
     sealer = Sealer(settings)
     inspector = Inspector(settings.inspection_timeout_seconds)
@@ -79,6 +90,8 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        sys.setswitchinterval(_SWITCH_S)
+        configure_logs("uvicorn", "uvicorn.error")
         audit_service.start()
         keys.warn_when_open()
         inspector.start()
@@ -104,6 +117,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.audit = audit_service
     api.state.keys = keys
     api.state.sessions = SessionService(async_redis, sealer, settings.session_seconds)
+    api.state.metrics = figures
     api.state.signer = signer
     api.state.limits = RateLimits(settings)
     api.state.artifacts = ArtifactService(repository, settings, signer)
@@ -116,6 +130,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)  # first added, so innermost: see there
     problems.install(api)
     api.add_middleware(TusHeaders)
+    api.add_middleware(RequestMetrics, metrics=figures)
     api.add_middleware(RequestLog, audit=audit_service)
     for router in (
         jobs.router, events.router, artifacts.router, uploads.router, webhooks.router, audit.router,
@@ -128,4 +143,6 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.include_router(health.router)
     api.include_router(dashboard.router)
     api.mount("/assets", Assets(packages=[("app.dashboard", "static")]))
+    api.include_router(metrics.router)
+    trace_requests(api)
     return api

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from limits import parse
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from app.jobs.settings import StoreSettings
 
@@ -17,6 +17,9 @@ class AppSettings(StoreSettings):
     session_seconds: int = Field(43_200, ge=60, description="how long a browser stays logged in")
     rate_limit: str = Field("600/minute", description="requests of a tenant; empty: any number")
     key_failure_limit: str = Field("30/minute", description="requests with a wrong key from one address")
+    metrics_token: SecretStr | None = Field(
+        None, min_length=16, description="who sends it as a bearer token reads /metrics; null: open mode alone does"
+    )
     max_queued_jobs: int = Field(0, ge=0, description="of a tenant; 0: any number")
     max_upload_bytes: int = Field(20 << 30, ge=1, description="a larger upload is refused")
     max_tenant_bytes: int = Field(0, ge=0, description="of all uploads of a tenant; 0: any number")
@@ -26,6 +29,11 @@ class AppSettings(StoreSettings):
     max_request_bytes: int = Field(8 << 20, ge=1, description="of the body of any request but uploads")
     inspection_timeout_seconds: float = Field(120, gt=0, description="time a request's inputs may take to check")
     max_wait_seconds: int = Field(60, ge=0, description="longest ?wait= that is honoured")
+
+    @field_validator("metrics_token", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: object) -> object:
+        return value or None  # docker-compose passes on what is not set as an empty text
 
     @field_validator("rate_limit", "key_failure_limit")
     @classmethod

@@ -1,4 +1,4 @@
-"""The model card of a candidate, as Markdown for people and YAML metadata for the Hub, and the picture it shows.
+"""The model card of a candidate, as Markdown for people and YAML metadata for the Hub, and the pictures it shows.
 
 Names of repositories, data sets, labels and files are strangers' words: whatever comes from them goes through
 :func:`_plain` before it stands in YAML or in a block of code, and through :func:`_text` before it stands in Markdown.
@@ -7,20 +7,21 @@ Names of repositories, data sets, labels and files are strangers' words: whateve
 import json
 import re
 from collections import defaultdict
-from itertools import cycle
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from known_core.comparison import UNCHANGED, conclusion
+from known_core.figures import figures_of, render_png
 from known_core.statistics import Interval
 
-PICTURE = "known/forgetting-curve.png"  # in the repository
+PICTURES = {  # figures that the card shows, and where they are in the repository
+    "before_after": "known/before-after.png",
+    "landscape": "known/landscape.png",
+    "forgetting": "known/forgetting-curve.png",
+}
 _PIPELINE_TAGS = {  # where the Hub has another word for a task than known
     "causal-lm": "text-generation",
     "masked-lm": "fill-mask",
@@ -93,6 +94,7 @@ def render_card(
     lines += ["## Base model and data", "", *_table(["", "source", "commit or sha256"], _source_rows(report)), ""]
     if measured:
         lines += [*_before_and_after(report, candidate), ""]
+    lines += _figures(report)
     lines += ["## Use", "", *_use(report, manifest, candidate, target_repo), ""]
     lines += ["## How it was made", "", *_made(report, manifest), ""]
     limits = [*map(_text, report.get("notes", [])), *(_MEASURED_LIMITS if measured else []), _INHERITED]
@@ -103,41 +105,21 @@ def render_card(
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"))
 
 
-def draw_forgetting_curve(report: dict[str, Any], path: Path) -> None:
-    """Draw accuracy on D_0's own task against examples, as PNG: the trajectory, and the candidates as marks.
+def draw_pictures(report: dict[str, Any]) -> dict[str, bytes]:
+    """The figures that the card shows, as PNG, by their path in the repository: the same bytes for the same report."""
+    return {PICTURES[figure["name"]]: render_png(report, figure["name"]) for figure in _shown(report)}
 
-    A prediction stands at the data it stands for (x2 at twice |D_0|), every other candidate at |D_0|.
 
-    Args:
-        report: with ``forgetting_accuracy``, ``forgetting_examples`` and ``own_task``.
-        path: of the file; the same report gives the same bytes.
-    """
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    examples, accuracy = report["forgetting_examples"], [100 * value for value in report["forgetting_accuracy"]]
-    axis.plot(examples, accuracy, "-o", color="#1f5fa8", label="trajectory, on nested subsets")
-    axis.plot(examples[0], accuracy[0], "s", ms=10, color="#222222", label=r"$\Theta_0$, the given weights")
-    candidates = {name: 100 * row["accuracy"] for name, row in report["own_task"].items() if name != UNCHANGED}
-    predicted = [name for name in candidates if _is_prediction(name)]
-    positions = [examples[0] * float(name[1:]) for name in predicted]
-    marks = [candidates.pop(name) for name in predicted]
-    axis.plot(positions, marks, "D", color="#c8641e", label="predictions, at the data they stand for")
-    for name, position, mark in zip(predicted, positions, marks, strict=True):
-        axis.annotate(name, (position, mark), (0, 9), textcoords="offset points", ha="center")
-    for (name, mark), shape in zip(candidates.items(), cycle("^v<>"), strict=False):
-        axis.plot(examples[0], mark, shape, ms=8, mfc="none", color="#3c7d3c", label=f"{name}, no prediction")
-    axis.set_xscale("log", base=2)
-    ticks = sorted({*examples, *positions})
-    axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axis.minorticks_off()
-    axis.set_xlabel("examples trained on")
-    axis.set_ylabel(f"{_metric(report)} on $D_0$'s own task, %")
-    axis.margins(y=0.12)
-    axis.grid(color="0.9")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    figure.savefig(path, format="png", metadata={"Software": None})
+def _shown(report: dict[str, Any]) -> list[dict[str, str]]:
+    return [figure for figure in figures_of(report) if figure["name"] in PICTURES]
+
+
+def _figures(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for figure in _shown(report):
+        words = _text(f"{figure['title']}. {figure['caption']}")
+        lines += [f"![{_text(figure['title'])}]({PICTURES[figure['name']]})", "", words, ""]
+    return ["## Figures", "", *lines] if lines else []
 
 
 def _metadata(report: dict[str, Any], candidate: str, target_repo: str, base_card: str | None) -> ModelCardData:
@@ -284,8 +266,6 @@ def _before_and_after(report: dict[str, Any], candidate: str) -> list[str]:
         "### On its own task, as it is",
         "",
         *_table(["candidate", f"{metric}, %", "difference [95 %]", "loss"], own),
-        "",
-        f"![{metric} of the given weights, of each state of the trajectory and of the candidates]({PICTURE})",
     ]
 
 
@@ -387,10 +367,6 @@ def _pipeline_tag(report: dict[str, Any]) -> str | None:
 
 def _metric(report: dict[str, Any]) -> str:
     return str(report.get("metric", "accuracy"))
-
-
-def _is_prediction(name: str) -> bool:
-    return re.fullmatch(r"x[\d.]+", name) is not None
 
 
 def _interval(value: dict[str, float] | None) -> str:

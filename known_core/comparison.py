@@ -33,10 +33,15 @@ def select(gains: dict[str, Interval], wish: str = "best") -> str:
     return max(proven, key=lambda name: proven[name].mean) if proven else UNCHANGED
 
 
+def most_gained(gains: dict[str, Interval]) -> str:
+    """The candidate with the highest mean, proven or not."""
+    return max(gains, key=lambda name: gains[name].mean)
+
+
 def conclusion(gains: dict[str, Interval], selected: str, wish: str, metric: str = "accuracy") -> str:
     """The result in words."""
     if selected == UNCHANGED:
-        best = max(gains, key=lambda name: gains[name].mean)
+        best = most_gained(gains)
         return (
             "Nothing was gained: no candidate's interval lies above zero, so the delivered weights are yours, "
             f"unchanged. The highest mean was {best} with {_points(gains[best])} points of {metric}."

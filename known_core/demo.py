@@ -59,35 +59,30 @@ def run_demo(data: str, data_dir: Path, console: Console) -> None:
     with Stack(home, port=0, environment={"KNOWN_ACCESS": "open"}) as stack, Client(stack.url) as client:
         console.print(f"   {stack.url}  (logs in {stack.logs})", soft_wrap=True)
         console.print("[bold]3. POST /enhance[/bold]")
-        uploads = {name: client.upload(inputs / name) for name in ("model.safetensors", "data.zip", "downstream.zip")}
         job = client.enhance(
-            {
-                "model": {"upload_id": uploads["model.safetensors"], "config": read_json(inputs / "config.json")},
-                "dataset": {"upload_id": uploads["data.zip"]},
-                "forgetting": {"rate": 0.5, "epochs_per_stage": 4, "learning_rate": 1e-3},
-                "evaluation": {
-                    "downstream": {"upload_id": uploads["downstream.zip"]},
-                    "seeds": 5,
-                    "probe_examples": _PLANS[data].probe_examples,
-                },
-            }
+            model={"path": inputs / "model.safetensors", "config": read_json(inputs / "config.json")},
+            dataset=inputs / "data.zip",
+            downstream=inputs / "downstream.zip",
+            rate=0.5,
+            epochs_per_stage=4,
+            learning_rate=1e-3,
+            seeds=5,
+            probe_examples=_PLANS[data].probe_examples,
+            progress=False,
         )
-        console.print(f"   {job['id']}")
+        console.print(f"   {job.id}")
         try:
-            show_events(client.events(job["id"]), console)
+            show_events(job.events(), console)
         except KeyboardInterrupt:
-            client.cancel(job["id"])
+            job.cancel()
             raise
-        job = client.job(job["id"])
-        if job["status"] != "succeeded":
-            error = job["error"] or {"code": job["status"], "message": f"the job is {job['status']}", "hint": ""}
-            raise KnownError(error["code"], error["message"], error["hint"])
+        job = job.wait(progress=False)  # it has ended: this raises where it failed
         console.print("[bold]4. The result[/bold]")
-        result = home / "results" / job["id"]
+        result = home / "results" / job.id
         with progress_bars(console) as progress:
             task = progress.add_task("downloading", total=None)
-            count = client.download(
-                job["id"], result, on_bytes=lambda done, total: progress.update(task, completed=done, total=total)
+            count = job.download(
+                result, on_bytes=lambda done, total: progress.update(task, completed=done, total=total)
             )
         console.print(f"   {count} files in {result}, every sha256 as in manifest.json", soft_wrap=True)
         report = read_json(result / "report.json")
@@ -155,7 +150,7 @@ def _prepare(data: str, home: Path, console: Console) -> Path:
                 seed=0,
                 device=torch.device("cpu"),
                 schedule="cosine",
-                on_step=lambda step, total: progress.update(task, completed=step, total=total),
+                on_step=lambda step, total, loss: progress.update(task, completed=step, total=total),
             )
         save_file(model.state_dict(), temporary / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -20,22 +20,32 @@ class Reporter:
         self.seconds: dict[str, float] = {}
         self.phase_name = ""
         self._begun = self._last = time.monotonic()
+        self._losses: list[float] = []  # since the last progress event
 
     def phase(self, name: str, detail: str = "") -> None:
         """A phase begins; the one before it has ended."""
         self.phase_name, self._begun, self._last = name, time.monotonic(), 0.0
+        self._losses = []
         self.emit({"type": "phase", "phase": name, "detail": detail})
 
-    def step(self, step: int, total: int) -> None:
-        """``step`` of ``total`` steps of this phase are done."""
+    def step(self, step: int, total: int, loss: float | None = None) -> None:
+        """``step`` of ``total`` steps of this phase are done.
+
+        Args:
+            loss: of this step, where it is one of training; the event has the mean since the event before.
+        """
+        if loss is not None:
+            self._losses.append(loss)
         now = time.monotonic()
         if step < total and now - self._last < _INTERVAL_S:
             return
         self._last = now
         eta_s = (now - self._begun) / step * (total - step) if step else None
+        losses, self._losses = self._losses, []
         self.emit({
             "type": "progress", "phase": self.phase_name, "step": step, "total": total,
             "eta_seconds": None if eta_s is None else round(eta_s, 1),
+            **({"loss": round(sum(losses) / len(losses), 6)} if losses else {}),
         })  # fmt: skip
 
     def less_memory(self, found: dict[str, Any]) -> None:

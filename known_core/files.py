@@ -159,3 +159,9 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files below a folder take; one with several names counts once."""
+    found = (path.lstat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "manifest.json"
-_PACKAGES = ("known", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
+_PACKAGES = ("known", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "matplotlib")
 
 
 def versions() -> dict[str, str | None]:

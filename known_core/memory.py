@@ -3,6 +3,8 @@
 import errno
 import gc
 import re
+import resource
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,6 +31,15 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Bytes that this process held at most so far, and of the GPU's what torch did (None on a CPU)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
+    return {
+        "memory_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "gpu_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else None,
+    }
 
 
 def halving(size: int, work: Callable[[int], Result]) -> Result:

@@ -1,7 +1,7 @@
 """The whole job as phases with events: resumable, and ignorant of HTTP, Celery and Redis.
 
     downloading -> evaluating_before -> forgetting (k of n) -> nowcasting
-                -> calibrating -> evaluating_after -> packaging
+                -> calibrating -> evaluating_after -> charting -> packaging
 
 Each phase's output is kept under a hash of its inputs (:mod:`known_core.stages`), so a job that is killed and run again
 goes on where it was, and on a CPU ends with the same bytes.
@@ -24,8 +24,9 @@ from torch import nn
 from known_core import evaluation
 from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.calibration import has_batch_norm, recalibrate
+from known_core.changes import weight_changes
 from known_core.checkpoint import Checkpoint, TensorWriter
-from known_core.comparison import UNCHANGED, ProbeResult
+from known_core.comparison import UNCHANGED, ProbeResult, compare, most_gained, select
 from known_core.errors import KnownError, disk_full
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
@@ -41,15 +42,18 @@ from known_core.inputs import (
     open_sources,
     resolve_task,
 )
+from known_core.landscape import loss_surface
 from known_core.manifest import processor, write_manifest
 from known_core.memory import free_memory, halving, ran_out_of_memory
-from known_core.nowcast import help_nowcast, nowcast, plan_shards
+from known_core.nowcast import help_nowcast, nowcast, plan_shards, predicted_kinds
+from known_core.plane import Plane, find_plane
 from known_core.report import build_report, describe_trajectory, render_markdown
+from known_core.report.build import delivered_of_trajectory
 from known_core.spec import Control, ForgettingSettings, JobSpec, candidate_names, paths_of
 from known_core.stages import Stages
 from known_core.tasks.base import Scores
 from known_core.tasks.opened import OpenTask
-from known_core.training import default_device, fine_tune
+from known_core.training import default_device, fine_tune, thinned
 from known_core.tuning import fit_to_memory, less_memory, probe_micro_batch, with_defaults
 
 _LESS_MEMORY = "less-memory"
@@ -68,7 +72,7 @@ def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
         KnownError: the first thing that makes the job impossible, pointing at the request's field.
     """
     hypermodel_of(spec)
-    names = _names(spec)
+    names = candidates_of(spec)
     if spec.evaluation.select not in ("best", *names):
         raise KnownError(
             "candidate_unknown",
@@ -88,7 +92,7 @@ def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None
         facts: more of what the manifest says of the run; nothing of the result depends on them.
 
     Returns:
-        The artifacts folder: every candidate, report.json, report.md and manifest.json.
+        The artifacts folder: every candidate, report.json, report.md, report.html and manifest.json.
 
     Raises:
         KnownError: what the inputs or the training did wrong.
@@ -168,10 +172,11 @@ def help_run(folder: Path, turn: int, helpers: int) -> int:
 
 Training = Design | Literal["swa"]
 _TRAINED_FOR: dict[Control, Training] = {"continued": "fan", "swa": "swa"}  # controls that need a training of their own
+_CONTROL_OF = {training: control for control, training in _TRAINED_FOR.items()}
 _READS_TRAJECTORIES = "known-paper"  # states that a user brings are a chain, as the paper's
 
 
-def _names(spec: JobSpec) -> list[str]:
+def candidates_of(spec: JobSpec) -> list[str]:
     """Every candidate a job makes, besides the weights given."""
     return [*candidate_names(spec.forgetting.rate, spec.nowcast.recurrences), *_controls(spec)]
 
@@ -202,7 +207,7 @@ class _Run:
         self._facts = facts
         self._stages = Stages(folder / "work")
         self._device = default_device()
-        self._names = _names(spec)
+        self._names = candidates_of(spec)
         self._hypermodel = hypermodel_of(spec)
         self._known = load_hypermodel(self._hypermodel, self._device)
         self._subsets: list[Indices] = []
@@ -215,7 +220,7 @@ class _Run:
         laid_out = self._download()
         if self._spec.trajectory is not None:
             states = [Checkpoint(laid_out / f"state-{index}") for index in range(len(self._spec.trajectory))]
-            self._package_trajectory(self._nowcast({self._known.design: states}), artifacts)
+            self._package_trajectory(states, self._nowcast({self._known.design: states}), artifacts)
             return artifacts
         sources = open_laid_out(laid_out)
         kind = resolve_task(self._spec.model_copy(update={"config": None}), sources)
@@ -238,10 +243,12 @@ class _Run:
 
     def _enhance(self, task: OpenTask, original: Checkpoint, laid_out: Path, artifacts: Path) -> Path:
         before = self._evaluate(task, {UNCHANGED: original}, "evaluating_before")
-        predicted = self._nowcast(self._forget(task, original, laid_out))
-        candidates = self._calibrate(task, predicted)
-        after = self._evaluate(task, candidates, "evaluating_after")
-        self._package(task, {UNCHANGED: original, **candidates}, before | after, artifacts)
+        trained = self._forget(task, original, laid_out)
+        candidates = self._calibrate(task, self._nowcast(trained))
+        results = before | self._evaluate(task, candidates, "evaluating_after")
+        shown = self._shown(results)
+        charts = self._chart(trained[self._known.design], candidates, shown, task)
+        self._package(task, {UNCHANGED: original, **candidates}, results, charts, artifacts)
         return artifacts
 
     def _download(self) -> Path:
@@ -309,7 +316,7 @@ class _Run:
 
             inputs = {
                 "candidate": checkpoint.path.parent.name,
-                "settings": settings.model_dump(mode="json", exclude={"select"}),
+                "settings": settings.model_dump(mode="json", exclude={"select", "landscape"}),
                 "seed": forgetting.seed,
                 "memory": memory,
             }
@@ -324,6 +331,7 @@ class _Run:
         settings = self._spec.forgetting
         self._subsets = nested_subsets(task.d0.labels, settings.rate, settings.states, settings.seed)
         self._state_accuracy: list[float] = []
+        self._losses: list[dict[str, Any]] = []
         stages: list[tuple[Training, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
         for control, training in _TRAINED_FOR.items():
             if control in self._spec.nowcast.controls and (training, 0) not in stages:
@@ -336,8 +344,12 @@ class _Run:
             folder = self._train_on(task, training, stage, start, key)
             states[training].append(Checkpoint(folder / "state"))
             previous = folder.name
-            accuracy = read_json(folder / "metrics.json")["accuracy"]
+            metrics = read_json(folder / "metrics.json")
+            accuracy = metrics["accuracy"]
             self._reporter.metric("accuracy", accuracy, state=index + 1)
+            name = f"state {stage + 1}" if training == self._known.design else _CONTROL_OF[training]
+            examples = len(self._subset(training, stage))
+            self._losses.append({"name": name, "examples": examples, "curve": metrics.get("curve", [])})
             if training == self._known.design:
                 self._state_accuracy.append(accuracy)
         return states
@@ -349,13 +361,19 @@ class _Run:
         assert learning_rate is not None
         assert batch_size is not None
         assert precision != "auto"
-        subset = self._subsets[stage + 1 if training == "chain" else stage]
+        subset = self._subset(training, stage)
         fan_cost = sum(settings.rate**index for index in range(settings.states - 1))
         epochs = settings.epochs_per_stage * (fan_cost if training == "swa" else 1)
 
+        losses: list[float] = []
+
+        def on_step(step: int, total: int, loss: float) -> None:
+            losses.append(loss)
+            self._reporter.step(step, total, loss)
+
         def work(out: Path) -> None:
             model = task.load(start)
-            loss = fine_tune(
+            mean = fine_tune(
                 model,
                 torch.utils.data.Subset(task.d0.items, subset.tolist()),
                 epochs=round(epochs),
@@ -368,16 +386,20 @@ class _Run:
                 micro_batch_size=settings.micro_batch_size,
                 gradient_checkpointing=bool(settings.gradient_checkpointing),
                 average_last=0.0 if training == "chain" else FAN_AVERAGED,
-                on_step=self._reporter.step,
+                on_step=on_step,
             )
             if training != "chain" and has_batch_norm(model):  # an averaged network's statistics are its own
                 self._recalibrate(model, task)
             task.save(model.cpu(), out / "state", start)
             scores = task.score(model, task.evaluation.items, self._device)
-            write_json(out / "metrics.json", {"loss": loss, "accuracy": float(scores.correct.mean())})
+            accuracy = float(scores.correct.mean())
+            write_json(out / "metrics.json", {"loss": mean, "accuracy": accuracy, "curve": thinned(losses)})
 
         inputs = {"start": start_key, "subset": subset_hash(subset), "settings": settings.model_dump(mode="json")}
         return self._stages.run(f"{training}-{stage}", inputs, work)
+
+    def _subset(self, training: Training, stage: int) -> Indices:
+        return self._subsets[stage + 1 if training == "chain" else stage]
 
     def _nowcast(self, trained: dict[Training, list[Checkpoint]]) -> Path:
         self._reporter.phase("nowcasting")
@@ -460,39 +482,111 @@ class _Run:
         """In smaller batches where memory runs out: their statistics are a little noisier, their mean is the same."""
         halving(self._spec.forgetting.batch_size or 1, lambda size: recalibrate(model, task.inputs(self._device, size)))
 
+    def _shown(self, results: dict[str, Path]) -> str:
+        """The candidate whose weight changes are shown: what is delivered, or what gained most where nothing is."""
+        gains = compare({name: _read_probe(folder).accuracy for name, folder in results.items()})
+        selected = select(gains, self._spec.evaluation.select)
+        return most_gained(gains) if selected == UNCHANGED else selected
+
+    def _chart(
+        self, states: list[Checkpoint], candidates: dict[str, Checkpoint], shown: str, task: OpenTask | None = None
+    ) -> dict[str, Any]:
+        """What the report's figures of weights show: the changes of one candidate, and the plane of the trajectory.
+
+        Args:
+            states: the given weights first.
+            task: what the loss over the plane is measured with; None where there is no data.
+        """
+        self._reporter.phase("charting")
+        original, rest = states[0], states[1:]
+
+        def work(out: Path) -> None:
+            kinds = predicted_kinds(original, self._known)
+            write_json(out / "changes.json", weight_changes(original, candidates[shown], kinds))
+            plane = find_plane(original, rest, candidates)
+            write_json(out / "plane.json", plane and plane.as_dict())
+
+        facts = {
+            "states": [state.path.parent.name for state in states],
+            "candidates": {name: checkpoint.path.parent.name for name, checkpoint in candidates.items()},
+            "shown": shown,
+        }
+        folder = self._stages.run("plane", facts, work)
+        plane = read_json(folder / "plane.json")
+        if plane is not None:
+            plane["surface"] = self._surface(task, Plane.from_dict(plane), original, rest, candidates, folder.name)
+        return {"weight_changes": {"candidate": shown, **read_json(folder / "changes.json")}, "plane": plane}
+
+    def _surface(
+        self, task: OpenTask | None, plane: Plane, original: Checkpoint, states: list[Checkpoint],
+        candidates: dict[str, Checkpoint], key: str,
+    ) -> dict[str, Any] | None:  # fmt: skip
+        """The loss over the plane; None where it was not asked for, and where memory does not do for a mere figure."""
+        settings, seed = self._spec.evaluation.landscape, self._spec.forgetting.seed
+        if task is None or not settings.points:
+            return None
+
+        def measure(size: int) -> dict[str, Any]:
+            return loss_surface(
+                task, plane, original, states, candidates, settings,
+                seed=seed, device=self._device, batch_size=size, on_point=self._reporter.step,
+            )  # fmt: skip
+
+        def work(out: Path) -> None:
+            try:
+                surface = halving(task.task.defaults.evaluation_batch_size, measure)
+            except Exception as error:
+                if not ran_out_of_memory(error):
+                    raise
+                surface = None
+            write_json(out / "surface.json", surface)
+
+        facts = {"plane": key, "settings": settings.model_dump(mode="json"), "seed": seed}
+        surface: dict[str, Any] | None = read_json(self._stages.run("surface", facts, work) / "surface.json")
+        return surface
+
     def _package(
-        self, task: OpenTask, candidates: dict[str, Checkpoint], results: dict[str, Path], artifacts: Path
+        self,
+        task: OpenTask,
+        candidates: dict[str, Checkpoint],
+        results: dict[str, Path],
+        charts: dict[str, Any],
+        artifacts: Path,
     ) -> None:
         self._reporter.phase("packaging")
         begun = time.monotonic()
-        probes = {name: ProbeResult(**read_json(folder / "probe.json")) for name, folder in results.items()}
+        probes = {name: _read_probe(folder) for name, folder in results.items()}
         scores = {name: _read_scores(folder) for name, folder in results.items()}
         trained_on = self._subsets[1:] if self._known.design == "chain" else self._subsets[:-1]
         report = build_report(
             self._spec,
             inputs=self._summary | task.summary() | {"sources": self._origins()},
-            hypermodel={"name": self._hypermodel.stem, "sha256": sha256_file(self._hypermodel)},
+            hypermodel=self._hypermodel_facts(),
             weights_predicted=self._weights_predicted,
             forgetting_accuracy=[float(scores[UNCHANGED].correct.mean()), *self._state_accuracy],
             forgetting_examples=[len(subset) for subset in (self._subsets[0], *trained_on)],
             scores=scores,
             probes=probes,
+            losses=self._losses,
+            **charts,
         )
         with atomic_folder(artifacts) as temporary:
             for name, checkpoint in candidates.items():
                 _link_tree(checkpoint.path, temporary / name)
             self._write_report(temporary, report, begun)
 
-    def _package_trajectory(self, predicted: Path, artifacts: Path) -> None:
+    def _package_trajectory(self, states: list[Checkpoint], predicted: Path, artifacts: Path) -> None:
+        candidates = {name: Checkpoint(predicted / name) for name in self._names}
+        charts = self._chart(states, candidates, delivered_of_trajectory(self._spec, self._names))
         self._reporter.phase("packaging")
         begun = time.monotonic()
         report = describe_trajectory(
             self._spec,
             inputs=self._summary | {"sources": self._origins()},
-            hypermodel={"name": self._hypermodel.stem, "sha256": sha256_file(self._hypermodel)},
-            design=self._known.design,
+            hypermodel=self._hypermodel_facts(),
             weights_predicted=read_json(predicted / "counts.json"),
             names=self._names,
+            **charts,
         )
         with atomic_folder(artifacts) as temporary:
             for name in self._names:
@@ -500,8 +594,11 @@ class _Run:
             self._write_report(temporary, report, begun)
 
     def _write_report(self, folder: Path, report: dict[str, Any], begun: float) -> None:
+        from known_core.report.html import render_html  # here, so that who only inspects a job loads no matplotlib
+
         write_json(folder / "report.json", report)
         (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
+        (folder / "report.html").write_text(render_html(report), encoding="utf-8")
         paths = {"model", "base", "dataset", "downstream", "trajectory"}
         write_manifest(
             folder,
@@ -519,6 +616,10 @@ class _Run:
             },
         )
 
+    def _hypermodel_facts(self) -> dict[str, str]:
+        sha256 = sha256_file(self._hypermodel)
+        return {"name": self._hypermodel.stem, "sha256": sha256, "design": self._known.design}
+
     def _origins(self) -> dict[str, Any]:
         """Where each input came from, and its sha256."""
         return {name: {**self._spec.origins.get(name, {}), "sha256": sha256} for name, sha256 in self._sources.items()}
@@ -532,6 +633,10 @@ def _than(spec: JobSpec) -> dict[str, Any]:
 def _read_scores(folder: Path) -> Scores:
     scores = read_json(folder / "scores.json")
     return Scores(np.array(scores["correct"]), np.array(scores["loss"]))
+
+
+def _read_probe(folder: Path) -> ProbeResult:
+    return ProbeResult(**read_json(folder / "probe.json"))
 
 
 def _write_with_statistics(checkpoint: Checkpoint, model: nn.Module, task: OpenTask, target: Path) -> None:

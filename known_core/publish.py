@@ -7,7 +7,6 @@ sha256: whoever publishes again, after an error or a kill, sends only what is mi
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from known_core.card import PICTURE, draw_forgetting_curve, render_card
+from known_core.card import draw_pictures, render_card
 from known_core.errors import KnownError
 from known_core.files import read_json
 from known_core.hub import HubRef
@@ -167,21 +166,13 @@ def _additions(artifacts: Path, candidate: str, repo_id: str) -> list[CommitOper
     content["known/manifest.json"] = artifacts / "manifest.json"
     content["known/report.json"] = (json.dumps(report, indent=2) + "\n").encode()
     content["known/report.md"] = render_markdown(report).encode()
-    if "forgetting_accuracy" in report:
-        content[PICTURE] = _picture(report)
+    content |= draw_pictures(report)
     return [CommitOperationAdd(path, data) for path, data in content.items()]
 
 
 def _without_sample(report: dict[str, Any]) -> dict[str, Any]:
     """The report without excerpts of the training data: who may read the weights may not always read these."""
     return {**report, "inputs": {name: value for name, value in report["inputs"].items() if name != "sample"}}
-
-
-def _picture(report: dict[str, object]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "curve.png"
-        draw_forgetting_curve(report, path)
-        return path.read_bytes()
 
 
 def _open_repository(api: HfApi, target: HubTarget) -> str:

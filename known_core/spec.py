@@ -75,6 +75,15 @@ class NowcastSettings(Settings):
     )
 
 
+class LandscapeSettings(Settings):
+    """The loss over the plane of the trajectory, for the report's figure alone."""
+
+    points: Literal[0] | Annotated[int, Field(ge=3, le=51)] = Field(
+        11, description="of the grid along each axis; 0: no loss is measured"
+    )
+    examples: int = Field(64, ge=1, le=4096, description="held-out examples, at most, that each loss is the mean of")
+
+
 class EvaluationSettings(Settings):
     """How before and after are compared."""
 
@@ -93,6 +102,9 @@ class EvaluationSettings(Settings):
         min_length=1,
         max_length=5,
         description="grid; each candidate takes its own best on validation; null: the task's own",
+    )
+    landscape: LandscapeSettings = Field(
+        LandscapeSettings(), description="the loss over the plane of the trajectory, a figure of the report"
     )
 
 

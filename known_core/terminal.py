@@ -1,8 +1,8 @@
 """What a person sees in a terminal: progress by phase with the time left, and the before/after table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich import box
 from rich.console import Console
@@ -21,12 +21,19 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from known_core.events import Emit
+from known_core.notebook import NotebookProgress
 
 if TYPE_CHECKING:
+    from known_core.client.records import Estimate, Range
     from known_core.reproduce import Comparison
 
 _ENDED = ("succeeded", "failed", "canceled")
+
+
+class Fields(Protocol):
+    """An event of a job: a mapping, or the client's Event."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
 
 
 class _TimeLeft(ProgressColumn):
@@ -48,7 +55,8 @@ def byte_bars(console: Console) -> Progress:
 
 
 def _bars(console: Console, *counts: ProgressColumn) -> Progress:
-    return Progress(
+    kind = NotebookProgress if console.is_jupyter else Progress
+    return kind(
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=20),
         *counts,
@@ -59,12 +67,12 @@ def _bars(console: Console, *counts: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def job_bars(console: Console) -> Iterator[Emit]:
+def job_bars(console: Console) -> Iterator[Callable[[Fields], None]]:
     """Draws each event of a job that it is given: a bar for each phase."""
     with progress_bars(console) as progress:
         current: TaskID | None = None
 
-        def draw(event: dict[str, Any]) -> None:
+        def draw(event: Fields) -> None:
             nonlocal current
             if event["type"] == "phase":
                 _complete(progress, current)
@@ -85,7 +93,24 @@ def job_bars(console: Console) -> Iterator[Emit]:
         _complete(progress, current)
 
 
-def show_events(events: Iterable[dict[str, Any]], console: Console) -> None:
+def seen() -> Console | None:
+    """Standard error, where somebody sees bars on it: a terminal, or a notebook."""
+    console = Console(stderr=True)
+    return console if console.is_terminal or console.is_jupyter else None
+
+
+@contextmanager
+def bars_where_seen() -> Iterator[Callable[[Fields], None]]:
+    """:func:`job_bars` on standard error where somebody sees it; else nothing is drawn."""
+    console = seen()
+    if console is None:
+        yield lambda event: None
+        return
+    with job_bars(console) as draw:
+        yield draw
+
+
+def show_events(events: Iterable[Fields], console: Console) -> None:
     """Draw a job's events until they end."""
     ended = ""
     with job_bars(console) as draw:
@@ -114,27 +139,83 @@ def show_resolved(resolved: dict[str, Any], console: Console) -> None:
             console.print(f"{label}: {shortened}", markup=False, soft_wrap=True)
 
 
+_NO_ESTIMATE = {
+    "no_calibration": "no worker has calibrated its device yet",
+    "model_not_counted": "the network's passes cannot be counted",
+    "inputs_not_sampled": "the data cannot be looked at before it is unpacked",
+}
+
+
+def show_estimate(plan: "Estimate", console: Console) -> None:
+    """What a job would take, each figure with its range, and what it was estimated from; or why nobody can say."""
+    estimate = plan.estimate
+    if estimate is None:
+        console.print(f"no estimate: {_NO_ESTIMATE.get(str(plan.no_estimate), plan.no_estimate)}", soft_wrap=True)
+        return
+    table = Table(title="Estimate", box=box.SIMPLE)
+    for column in ("", "expected", "from", "to"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    rows: list[tuple[str, Range | None, Callable[[float], str]]] = [
+        ("time", estimate.seconds, duration),
+        ("memory", estimate.memory_bytes, binary_size),
+        ("GPU memory", estimate.gpu_memory_bytes, binary_size),
+        ("disk", estimate.disk_bytes, binary_size),
+    ]
+    for name, figure, shown in rows:
+        if figure is None:
+            table.add_row(name, "–", "", "")
+        else:
+            table.add_row(name, shown(figure.expected), shown(figure.low), shown(figure.high))
+    console.print(table)
+    phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in estimate.by_phase.items())
+    console.print(f"phases: {phases}", soft_wrap=True)
+    if estimate.basis:
+        console.print(estimate.basis, style="dim", soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def binary_size(count: float) -> str:
+    """Bytes in the unit in which they are at least one."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
 def show_report(report: dict[str, Any], console: Console) -> None:
     """The before/after table, the conclusion, and the notes on how to read them."""
-    if "transfer" in report:
-        console.print(_before_and_after(report))
+    if "transfer" in report or report.get("own_task"):
+        console.print(before_and_after(report))
     console.print("* delivered. " + report["conclusion"], soft_wrap=True)
     for note in report["notes"]:
         console.print(f"- {note}", style="dim", soft_wrap=True)
 
 
-def _before_and_after(report: dict[str, Any]) -> Table:
+def before_and_after(report: dict[str, Any]) -> Table:
+    """The transfer probe of every candidate, and how it does on its own task, as far as they were measured."""
+    probed, own_task = report.get("transfer", {}), report.get("own_task", {})
     table = Table(title=f"Before and after: {report['metric']} in %")
     table.add_column("candidate", no_wrap=True)
     for column in ("downstream", "gain, points [95%]", "lr", "own task"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, row in report["transfer"].items():
+    for name in probed or own_task:
+        row = probed.get(name)
         table.add_row(
             name + (" *" if name == report["selected"] else ""),
-            f"{100 * row['mean']:.2f}",
-            _gain(row["gain"]),
-            f"{row['learning_rate']:g}",
-            f"{100 * report['own_task'][name]['accuracy']:.2f}",
+            f"{100 * row['mean']:.2f}" if row else "–",
+            _gain(row["gain"]) if row else "–",
+            f"{row['learning_rate']:g}" if row else "–",
+            f"{100 * own_task[name]['accuracy']:.2f}" if name in own_task else "–",
         )
     return table
 

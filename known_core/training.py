@@ -1,10 +1,12 @@
 """One stage of fine-tuning, on transformers' Trainer."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from transformers import (
 
 from known_core.errors import KnownError
 
-Progress = Callable[[int, int], None]  # steps done, steps in all
+OnStep = Callable[[int, int, float], None]  # steps done, steps in all, the last one's loss
 LrSchedule = str
 
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -50,10 +52,11 @@ class _FiniteTrainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Reports each step, and stops at the first gradient that is not finite."""
+    """Reports each step with its loss, and stops at the first gradient that is not finite."""
 
-    def __init__(self, on_step: Progress) -> None:
-        self._on_step = on_step
+    def __init__(self, trainer: _FiniteTrainer, on_step: OnStep) -> None:
+        self._trainer, self._on_step = trainer, on_step
+        self._before = 0.0  # the sum of losses up to the last step
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,7 +66,8 @@ class _Watch(TrainerCallback):
             raise _diverged("gradient", state.global_step, args.learning_rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._on_step(state.global_step, state.max_steps)
+        loss, self._before = self._trainer.loss_sum - self._before, self._trainer.loss_sum
+        self._on_step(state.global_step, state.max_steps, loss)
 
 
 class _Average(TrainerCallback):
@@ -117,6 +121,12 @@ def largest_part(batch_size: int, at_most: int) -> int:
     return max(size for size in range(1, min(batch_size, at_most) + 1) if batch_size % size == 0)
 
 
+def thinned(losses: Sequence[float], most: int = 200) -> list[tuple[int, float]]:
+    """The loss of each step, as at most so many pairs of a step and the mean loss since the pair before."""
+    ends = np.unique(np.linspace(0, len(losses), min(most, len(losses)) + 1).round().astype(int))
+    return [(int(end), float(np.mean(losses[begin:end]))) for begin, end in pairwise(ends)]
+
+
 def default_device() -> torch.device:
     """The first CUDA device where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,7 +148,7 @@ def fine_tune(
     precision: Precision | None = None,
     micro_batch_size: int | None = None,
     gradient_checkpointing: bool = False,
-    on_step: Progress = lambda step, total: None,
+    on_step: OnStep = lambda step, total, loss: None,
 ) -> float:
     """Fine-tune ``model`` in place, without weight decay, gradient norm clipped at 1.
 
@@ -154,7 +164,7 @@ def fine_tune(
         micro_batch_size: examples in memory at once, at most (:func:`largest_part`); the gradients of as many as make
             up the batch are added up.
         gradient_checkpointing: recompute activations instead of keeping them.
-        on_step: called after each optimiser step.
+        on_step: called after each optimiser step, with the mean loss of its batch.
 
     Returns:
         The mean training loss.
@@ -193,8 +203,9 @@ def fine_tune(
             args=arguments,
             train_dataset=dataset,
             data_collator=collate,
-            callbacks=[_Watch(on_step), *([_Average(average_last)] if average_last else [])],
+            callbacks=[_Average(average_last)] if average_last else [],
         )
+        trainer.add_callback(_Watch(trainer, on_step))
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
     return trainer.loss_sum / max(1, trainer.state.global_step)

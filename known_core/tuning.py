@@ -11,6 +11,7 @@ from known_core.errors import KnownError
 from known_core.memory import free_memory, ran_out_of_memory
 from known_core.models.base import Network
 from known_core.spec import ForgettingSettings, JobSpec
+from known_core.tasks.base import Task
 from known_core.tasks.opened import OpenTask
 from known_core.training import enable_checkpointing, largest_part
 
@@ -19,10 +20,15 @@ _ADAPTER_LEARNING_RATE = 2e-4  # LoRA's low-rank factors take larger steps (Hu e
 
 def with_defaults(spec: JobSpec, task: OpenTask, device: torch.device) -> JobSpec:
     """The same job with nothing left open but what a trial has to find (:func:`fit_to_memory`)."""
-    defaults, asked = task.task.defaults, spec.forgetting
+    return with_defaults_of(spec, task.task, task.network, device)
+
+
+def with_defaults_of(spec: JobSpec, task: Task, network: Network, device: torch.device) -> JobSpec:
+    """The same, of a task whose data is not loaded."""
+    defaults, asked = task.defaults, spec.forgetting
     forgetting = asked.model_copy(
         update={
-            "learning_rate": asked.learning_rate or _learning_rate(task.network, defaults.learning_rate),
+            "learning_rate": asked.learning_rate or _learning_rate(network, defaults.learning_rate),
             "batch_size": asked.batch_size or defaults.batch_size,
             "precision": _precision(device) if asked.precision == "auto" else asked.precision,
         }

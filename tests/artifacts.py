@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
+from known_core.changes import QUANTILES
 from known_core.comparison import UNCHANGED, ProbeResult
 from known_core.files import read_json, write_json
 from known_core.manifest import write_manifest
+from known_core.plane import Plane, Point
 from known_core.report import build_report, render_markdown
+from known_core.report.html import render_html
 from known_core.spec import JobSpec
 from known_core.tasks.base import Scores
 
@@ -24,7 +27,7 @@ SOURCES = {
     "downstream": {"sha256": "3" * 64},
 }  # fmt: skip
 GAINS = {"x2": 0.03, "x4": 0.05, "x8": 0.01, "continued": 0.02, "swa": 0.05}  # over 0.60, on the transfer probe
-HYPERMODEL = {"name": "known-v1", "sha256": "c" * 64}
+HYPERMODEL = {"name": "known-v1", "sha256": "c" * 64, "design": "fan"}
 
 
 def sample_report(gains: dict[str, float] = GAINS, **changes: Any) -> dict[str, Any]:
@@ -57,8 +60,61 @@ def sample_report(gains: dict[str, float] = GAINS, **changes: Any) -> dict[str, 
             name: ProbeResult(1e-3, {}, (0.6 + gain + row).tolist())
             for (name, gain), row in zip(means.items(), noise, strict=True)
         },
+        losses=sample_losses(),
+        weight_changes=sample_changes(),
+        plane=sample_plane(list(gains)),
     )
     return {**report, **changes}
+
+
+def sample_losses() -> list[dict[str, Any]]:
+    generator = np.random.default_rng(1)
+    stages = {"state 1": 1000, "state 2": 500, "state 3": 250, "state 4": 125, "swa": 1000}
+    return [
+        {
+            "name": name,
+            "examples": examples,
+            "curve": [
+                (step, float(0.2 + np.exp(-step / 40) + generator.normal(0, 0.05)))
+                for step in range(1, examples // 5 + 1)
+            ],
+        }
+        for name, examples in stages.items()
+    ]
+
+
+def sample_changes() -> dict[str, Any]:
+    """Of a small residual network: normal differences, wider in later layers."""
+    generator, tensors = np.random.default_rng(2), []
+    names = ["stem.weight", "stem.bias", *(f"layer.{i}.conv.weight" for i in range(8)), "head.weight", "head.bias"]
+    for place, name in enumerate(names):
+        relative = generator.normal(0.01 * place, 0.03 + 0.01 * place, 500)
+        counts, _ = np.histogram(relative, 31)
+        tensors.append({
+            "name": name, "kind": "bias" if name.endswith("bias") else "conv", "weights": 500, "size": 0.1,
+            "change": float(np.sqrt(np.mean(relative**2))),
+            "quantiles": {str(share): float(np.quantile(relative, share)) for share in QUANTILES},
+            "histogram": {"low": float(relative.min()), "high": float(relative.max()), "counts": counts.tolist()},
+        })  # fmt: skip
+    return {"candidate": "x4", "tensors": tensors, "left_out": 0}
+
+
+def sample_plane(candidates: list[str]) -> dict[str, Any]:
+    """States that leave the given weights one by one, candidates on the other side, in a bowl."""
+    points = {f"state {k}": Point(1.0 + 0.2 * k, 0.5 * k - 0.9, 0.3) for k in range(1, 5)}
+    points |= {name: Point(-0.7 * k - 0.5, 0.3 * k - 0.6, 0.8) for k, name in enumerate(candidates)}
+    a, b = np.linspace(-4, 3, 8), np.linspace(-1.5, 2, 8)
+
+    def loss(a: Any, b: Any) -> Any:
+        return 0.4 + 0.05 * (a + 0.5) ** 2 + 0.2 * (b - 0.2) ** 2
+
+    return Plane(np.full((2, 4), 0.5), (0.8, 0.15), points, 20.0, 1.0).as_dict() | {
+        "surface": {
+            "a": a.tolist(), "b": b.tolist(), "loss": loss(a[None], b[:, None]).tolist(),
+            "at": {"unchanged": 0.43, **{name: float(loss(point.a, point.b)) for name, point in points.items()}},
+            "examples": 64, "batch_norm": 64,
+        }
+    }  # fmt: skip
 
 
 def write_candidate(folder: Path, seed: int) -> None:
@@ -82,6 +138,7 @@ def write_artifacts(folder: Path, report: dict[str, Any] | None = None) -> Path:
         write_candidate(folder / name, seed)
     write_json(folder / "report.json", report)
     (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
+    (folder / "report.html").write_text(render_html(report), encoding="utf-8")
     write_manifest(folder, facts())
     return folder
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KNOWN_CALIBRATE", "false")  # half a minute of both cores for every new data folder
 os.environ.pop("KNOWN_HYPERMODEL", None)
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the stack runs this checkout, not another that is installed
 
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from known_core.client import Client
+from known_core.client import Client, Job
 from known_core.files import write_json
 from known_core.sample_data import load_sample, write_imagefolder
 from known_core.stack import Stack
@@ -125,11 +126,9 @@ def start_job(inputs: Inputs, client: Client, stack: Stack) -> Callable[..., str
     return start
 
 
-def ended(client: Client, job_id: str) -> dict[str, Any]:
+def ended(client: Client, job_id: str) -> Job:
     """The job, once it has ended."""
-    for _ in client.events(job_id):
-        pass
-    return client.job(job_id)
+    return client.wait(job_id, progress=False, check=False)
 
 
 @pytest.fixture(scope="session")

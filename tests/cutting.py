@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Cutting:
-    """Args: cuts: connections still to be cut. at_most: bytes, in one direction, after which one is cut."""
+    """Args: cuts: connections still to be cut. at_most: bytes, in one direction, after which one is cut. answers: only
+    what comes back is counted, so that requests arrive."""
 
     target: int
     cuts: int
     at_most: int
+    answers: bool = False
     chance: random.Random = field(default_factory=lambda: random.Random(0))
 
     def run(self, listener: socket.socket) -> None:
@@ -27,8 +29,8 @@ class Cutting:
             limit = None
             if self.cuts:
                 limit = self.chance.randrange(200, self.at_most)
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink, limit), daemon=True).start()
+            for source, sink, most in ((near, far, None if self.answers else limit), (far, near, limit)):
+                threading.Thread(target=self._pump, args=(source, sink, most), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, limit: int | None) -> None:
         passed = 0
@@ -49,12 +51,12 @@ class Cutting:
 
 
 @contextmanager
-def cutting(port: int, cuts: int, at_most: int) -> Iterator[tuple[str, Cutting]]:
+def cutting(port: int, cuts: int, at_most: int, *, answers: bool = False) -> Iterator[tuple[str, Cutting]]:
     """The proxy's address, and the proxy, in front of a port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        proxy = Cutting(port, cuts, at_most)
+        proxy = Cutting(port, cuts, at_most, answers)
         thread = threading.Thread(target=proxy.run, args=(listener,))
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", proxy

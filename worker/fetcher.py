@@ -12,6 +12,7 @@ from typing import Any
 from app.jobs.settings import HubAccess
 from known_core.events import Reporter
 from known_core.files import read_json, write_json
+from known_core.logs import configure_logs
 from known_core.spec import JobSpec
 from worker.isolation import confine
 from worker.messages import reporting, send
@@ -21,6 +22,7 @@ from worker.trainer import SPEC
 def main(folder: Path, events: int) -> int:
     """Fetch what standard input names; returns the exit status: 0 when it is here, 1 for an error."""
     confine()
+    configure_logs()
     asked = json.load(sys.stdin)
     from known_core.fetching import fetch_inputs
     from known_core.hub import HubRef

@@ -1,24 +1,29 @@
 """A helper: shards of another worker's nowcast, in a process of its own. ``python -m worker.helper FOLDER TURN OF``."""
 
+import logging
 import sys
 from pathlib import Path
 
 from app.jobs.settings import RUN
 from known_core.errors import KnownError
+from known_core.logs import configure_logs
 from known_core.processes import keep_memory
 from worker.isolation import confine
+
+_log = logging.getLogger("known.helper")
 
 
 def main(folder: Path, turn: int, helpers: int) -> int:
     """Returns the exit status: 0, or 1 where this machine cannot help; why stands in the job's log."""
     try:
         confine()
+        configure_logs()
         keep_memory()
         from known_core.pipeline import help_run
 
-        print(f"helper {turn + 1} of {helpers} wrote {help_run(folder / RUN, turn, helpers)} shards", flush=True)
+        _log.info("helper %d of %d wrote %d shards", turn + 1, helpers, help_run(folder / RUN, turn, helpers))
     except KnownError as error:
-        print(f"helper {turn + 1} of {helpers}: {error}", file=sys.stderr)
+        _log.error("helper %d of %d: %s", turn + 1, helpers, error)
         return 1
     return 0
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 
@@ -14,15 +15,39 @@ def describe_machine() -> dict[str, Any]:
     return {"gpus": _gpus(), "cores": os.cpu_count(), "torch": version("torch")}
 
 
+def describe_load() -> dict[str, Any]:
+    """What of its memory and of its GPUs is in use now."""
+    gpus = []
+    for line in _ask_driver("index,name,memory.used,memory.total,utilization.gpu"):
+        index, name, used, total, busy = (value.strip() for value in line.split(","))
+        mebibytes = [int(value) << 20 if value.isdigit() else 0 for value in (used, total)]  # "[N/A]" where unknown
+        gpus.append({"index": int(index), "name": name, "used": mebibytes[0], "total": mebibytes[1],
+                     "utilization": int(busy) / 100 if busy.isdigit() else 0.0})  # fmt: skip
+    return {"memory": _memory(), "gpus": gpus}
+
+
+def _memory() -> dict[str, int]:
+    """proc_meminfo(5); empty where there is none."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    found = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
+    return {"used": found["MemTotal"] - found["MemAvailable"], "total": found["MemTotal"]}
+
+
 def _gpus() -> list[str]:
-    """Empty where there is no driver, or it does not answer."""
+    return _ask_driver("name")
+
+
+def _ask_driver(fields: str) -> list[str]:
+    """A line for each GPU; none where there is no driver, or it does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
+    command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        asked = subprocess.run(
-            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
-        )
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (subprocess.SubprocessError, OSError):
         return []
     return [line.strip() for line in asked.stdout.splitlines() if line.strip()]

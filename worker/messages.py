@@ -12,15 +12,15 @@ died: the job did not fail, its process did.
 """
 
 import json
+import logging
 import os
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from known_core.errors import KnownError
 
+_logger = logging.getLogger("known.job")
 TERMINAL = ("fetched", "result", "published", "error")
 
 
@@ -65,6 +65,5 @@ def reporting(events: int, work: Callable[[], Mapping[str, Any]]) -> int:
 
 def _log(error: Exception) -> None:
     """A bug with its trace. On a full disk there is no log; what matters has been sent."""
-    text = str(error) if isinstance(error, KnownError) else "".join(traceback.format_exception(error))
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        _logger.error("%s", error, exc_info=None if isinstance(error, KnownError) else error)

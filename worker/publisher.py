@@ -10,6 +10,7 @@ from typing import Any
 
 from app.jobs.settings import RUN, HubAccess
 from known_core.events import Reporter
+from known_core.logs import configure_logs
 from known_core.spec import HubTarget
 from worker.isolation import confine
 from worker.messages import reporting, send
@@ -18,6 +19,7 @@ from worker.messages import reporting, send
 def main(folder: Path, events: int) -> int:
     """Publish what standard input names; returns the exit status: 0 when it is there, 1 for an error."""
     confine()
+    configure_logs()
     asked = json.load(sys.stdin)
     from known_core.publish import publish
 

@@ -2,10 +2,11 @@
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from app.jobs.repository import REQUEUE_GRACE_MS, JobNotFound, JobRepository
-from worker.machine import describe_machine
+from worker.machine import describe_load, describe_machine
 from worker.periodic import Periodic
 from worker.settings import WorkerSettings
 
@@ -23,7 +24,13 @@ class Reaper(Periodic):
         super().__init__(settings.reap_seconds, self._round, name="reaper")
         self._repository, self._wake = repository, wake
         self._name = socket.gethostname()
+        self._facts: dict[str, Any] = {}
         self._alive_s = int(3 * settings.reap_seconds) + 1
+
+    def know(self, facts: Mapping[str, Any]) -> None:
+        """More that it says of this worker from now on."""
+        self._facts |= facts
+        self._beat()
 
     def look(self) -> int:
         """Wake up every overdue job; returns how many there were."""
@@ -37,6 +44,11 @@ class Reaper(Periodic):
         return len(overdue)
 
     def _round(self) -> None:
-        self._repository.worker_alive(self._name, self._alive_s, describe_machine())
+        self._beat()
         if count := self.look():
             _log.info("woke up %d jobs that nobody was working on", count)
+
+    def _beat(self) -> None:
+        self._repository.worker_alive(
+            self._name, self._alive_s, describe_machine() | {"load": describe_load()} | self._facts
+        )

@@ -20,13 +20,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository, LeaseLost
 from app.jobs.secrets import Sealer
 from app.jobs.settings import RUN, HubAccess
 from known_core.errors import KnownError, disk_full
-from known_core.files import write_json
+from known_core.files import folder_bytes, write_json
+from known_core.logs import about, in_json, inherited
 from known_core.spec import JobSpec, paths_of
+from known_core.traces import Phases, flush, mark_failed, span
 from worker.isolation import confinement, hand_over, import_path, take_back
 from worker.lease import Lease
 from worker.messages import TERMINAL, error_message
@@ -97,7 +101,7 @@ class Supervisor:
         if not folder.is_dir():
             _log.warning("%s is not here: only workers that share KNOWN_DATA_DIR can help one another", folder)
             return
-        with (folder / "log.txt").open("ab", buffering=0) as log:
+        with about(job_id=job_id), (folder / "log.txt").open("ab", buffering=0) as log:
             command = ["worker.helper", str(folder), str(turn), str(helpers)]
             process = _start(command, folder, self._settings, log.fileno())
             try:
@@ -128,11 +132,24 @@ class _Attempt:
         self._outcome: dict[str, Any] | None = None
         self._begun = time.monotonic()
         self._time_left_s = float("inf")
+        self._phase = ("", 0.0)  # that runs, and since when
+        self._spans = Phases()
         self._let_go = False  # stopped on request: the attempt does not count
 
     def run(self) -> bool:
         """Returns: whether the job is back in the queue."""
         job = self._lease.read(self._repository.get)
+        try:
+            with (
+                about(job_id=job.id, request_id=job.request_id),
+                span("attempt", job.traceparent, **{"known.job_id": job.id, "known.attempt": job.attempts}),
+            ):
+                return self._run_or_publish(job)
+        finally:
+            flush()
+
+    def _run_or_publish(self, job: Job) -> bool:
+        _log.info("attempt %d", job.attempts)
         if job.republish is None and job.max_seconds is not None:
             self._time_left_s = job.max_seconds - job.spent_ms / 1000
         try:
@@ -147,7 +164,9 @@ class _Attempt:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tidy()  # after an attempt whose supervisor died
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
-            log.write(f"attempt {job.attempts}\n".encode())
+            begun = f"attempt {job.attempts}"
+            line = {"event": begun, "job_id": job.id, "request_id": job.request_id}
+            log.write(f"{json.dumps(line) if in_json() else begun}\n".encode())
             try:
                 sealed = self._lease.read(self._repository.secret)
                 access = self._settings.hub_access(Sealer(self._settings).unseal(sealed) if sealed else None)
@@ -225,14 +244,16 @@ class _Attempt:
         finally:
             os.close(write_end)
         self._outcome = None
-        try:
-            self._relay(read_end)
-        except LeaseLost:
-            _stop(process, 0)  # another worker may have the job already
-            raise
-        finally:
-            os.close(read_end)
-            _stop(process, self._settings.kill_grace_seconds)
+        with span(module.removeprefix("worker.")):
+            try:
+                self._relay(read_end)
+            except LeaseLost:
+                _stop(process, 0)  # another worker may have the job already
+                raise
+            finally:
+                self._spans.enter(None)
+                os.close(read_end)
+                _stop(process, self._settings.kill_grace_seconds)
         self._lease.renew()  # is the folder still ours?
         self._tidy()
         return self._outcome
@@ -282,6 +303,9 @@ class _Attempt:
         kind = message["type"]
         if kind in TERMINAL:
             self._outcome = message
+        elif kind == "usage":
+            usage = {**message, "disk_bytes": folder_bytes(self._folder / RUN)}
+            self._lease.write(self._repository.add_event, usage, {"usage": json.dumps(usage)})
         elif kind == "fan_out":
             self._call_helpers(self._job_id, message["shards"])
         elif kind == "status":
@@ -290,16 +314,32 @@ class _Attempt:
             progress = {name: message[name] for name in ("phase", "step", "total", "eta_seconds")}
             self._lease.write(self._repository.add_event, message, {"progress": json.dumps(progress)})
         elif kind == "phase":
+            self._enter_phase(message["phase"])
             self._lease.write(self._repository.add_event, message, {"phase": message["phase"]})
         else:
             self._lease.write(self._repository.add_event, message, {})
+
+    def _enter_phase(self, phase: str) -> None:
+        """Count the phase that ends herewith; "" where none follows."""
+        self._spans.enter(phase or None)
+        ended, since = self._phase
+        if phase == ended:  # another stage of it
+            return
+        self._phase = (phase, time.monotonic())
+        if ended:
+            with suppress(RedisError):  # a figure less
+                self._repository.count_phase(ended, time.monotonic() - since)
 
     def _finish(self, outcome: dict[str, Any] | None) -> bool:
         """Write down how the attempt ended. A job being canceled ends canceled whatever is written."""
         if outcome is None:
             return self._release()
         kind = outcome.pop("type")
+        if kind == "result":
+            self._enter_phase("")
         status = JobStatus.SUCCEEDED if kind == "result" else JobStatus.FAILED
+        if status is JobStatus.FAILED:
+            mark_failed(outcome["code"])
         self._lease.write(self._repository.finish, status, outcome)
         return False
 
@@ -357,6 +397,7 @@ def _start(
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
             **({"HF_HUB_OFFLINE": "1"} if sandboxed else {}),
             **{name: os.environ[name] for name in names if name in os.environ},
+            **inherited(),
             **(confined.environment() if confined is not None else {}),
             "HOME": str(home),
             "TMPDIR": str(temporary),

@@ -13,9 +13,13 @@ from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobNotFound, JobRepository, connect
 from app.webhooks.repository import WebhookRepository
 from known_core.errors import KnownError
+from known_core.logs import configure_logs
 from known_core.processes import die_with_parent
+from known_core.traces import start_tracing
+from worker.calibration import Calibrator
 from worker.courier import Courier
 from worker.isolation import check
+from worker.machine import describe_machine
 from worker.orphans import kill_orphans
 from worker.periodic import Periodic
 from worker.reaper import Reaper
@@ -65,6 +69,12 @@ def _supervisor() -> Supervisor:
     return Supervisor(JobRepository(store), settings, _stopping.is_set, call)
 
 
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _configure_logs(**_: Any) -> None:
+    """In the worker and its pool alike; Celery leaves it to us then."""
+    configure_logs()
+
+
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _check_isolation(**_: Any) -> None:
     """Say what this machine cannot do; where the settings require it, do not start."""
@@ -82,6 +92,7 @@ def _check_isolation(**_: Any) -> None:
 def _prepare_child(**_: Any) -> None:
     """In the pool's process: end with the worker, and hear that it is shutting down."""
     die_with_parent()
+    start_tracing("known-worker")
     signal.signal(_STOP_SIGNAL, lambda number, frame: _stopping.set())
 
 
@@ -91,7 +102,11 @@ def _start_threads(sender: Any, **_: Any) -> None:
     kill_orphans(settings.data / "jobs")
     repository = JobRepository(connect(settings.redis_url))
     removing = sweeps(repository, settings)
-    _threads.append(Reaper(repository, settings, lambda job_id: wake(celery, job_id)))
+    reaper = Reaper(repository, settings, lambda job_id: wake(celery, job_id))
+    _threads.append(reaper)
+    if settings.calibrate:
+        calibrations = settings.data / "calibrations"
+        _threads.append(Calibrator(calibrations, describe_machine(), lambda found: reaper.know({"calibration": found})))
     _threads.append(Sweeper(removing, settings.sweep_seconds))
     _threads.append(Courier(WebhookRepository(connect(settings.redis_url)), settings))
     for thread in _threads:

@@ -4,6 +4,7 @@ It knows the job's folder and nothing of Redis; it may die at any point, and is 
 """
 
 import gc
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 from app.jobs.settings import RUN
 from known_core.files import read_json
+from known_core.logs import configure_logs
 from known_core.processes import keep_memory
 from known_core.spec import JobSpec
 from worker.isolation import confine
 from worker.messages import reporting, send
 
+_log = logging.getLogger("known.trainer")
 SPEC = "spec.json"
 
 
@@ -25,14 +28,20 @@ def main(folder: Path, events: int) -> int:
     def work() -> dict[str, Any]:
         isolation = confine()
         keep_memory()
+        from known_core.memory import peak_memory
         from known_core.pipeline import run
 
         gc.collect()
         gc.freeze()  # accelerate collects garbage after every training: 0.7 s over all that is imported by now
-        print(isolation or "isolation is off", flush=True)
+        configure_logs()
+        _log.info("%s", isolation or "isolation is off")
         facts = {"isolation": asdict(isolation) if isolation else None}
         spec = JobSpec.model_validate(read_json(folder / SPEC))
-        report = read_json(run(spec, folder / RUN, lambda event: send(events, event), facts) / "report.json")
+        try:
+            artifacts = run(spec, folder / RUN, lambda event: send(events, event), facts)
+        finally:
+            send(events, {"type": "usage", **peak_memory()})
+        report = read_json(artifacts / "report.json")
         return {"type": "result", "selected": report["selected"], "conclusion": report["conclusion"]}
 
     return reporting(events, work)

@@ -1,13 +1,13 @@
 """Routes about a job's report, manifest and files."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 
-from app.artifacts.files import file_response
-from app.artifacts.schemas import ARTIFACT_EXAMPLE, ArtifactList
+from app.artifacts.files import content_response, file_response, wanted
+from app.artifacts.schemas import ARTIFACT_EXAMPLE, FIGURE_EXAMPLE, ArtifactList, FigureList
 from app.dependencies import Artifacts, JobId, ReadableJobId, Who
 from app.problems import problem_responses
 
@@ -15,13 +15,59 @@ router = APIRouter(tags=["artifacts"])
 files = APIRouter(tags=["artifacts"])  # asks for a key itself, where the address is not signed
 
 
+_NONE_MATCH = Annotated[str | None, Header(alias="If-None-Match", include_in_schema=False)]
+_DRAWN = {  # of a page or a figure of ours: it loads nothing and runs nothing, whatever a stranger's words in it say
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
 @router.get("/v1/jobs/{job_id}/report", summary="The before/after report",
-            responses={200: {"content": {"application/json": {"example": {
-                "selected": "x4", "conclusion": "x4 changes downstream accuracy by +0.80 [+0.31, +1.29] points ..."}}}},
+            responses={200: {"content": {
+                "application/json": {"example": {
+                    "selected": "x4", "conclusion": "x4 changes downstream accuracy by +0.80 [+0.31, +1.29] ..."}},
+                "text/html": {"example": "<!doctype html> ..."}}},
+                304: {"description": "The client has the page"},
                 **problem_responses(404, 409, 422)})  # fmt: skip
-def get_report(job_id: JobId, artifacts: Artifacts) -> dict[str, Any]:
-    """Every figure with its interval, and the conclusion in words. As Markdown: artifacts/report.md."""
-    return artifacts.report(job_id)
+def get_report(
+    job_id: JobId,
+    artifacts: Artifacts,
+    format: Annotated[
+        Literal["json", "html"] | None, Query(description="default: what Accept asks for, JSON where it does not say")
+    ] = None,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    if_none_match: _NONE_MATCH = None,
+) -> Response:
+    """Every figure with its interval, and the conclusion in words; or the page, with the figures drawn in it."""
+    if (format or wanted(accept)) == "json":
+        return JSONResponse(artifacts.report(job_id), headers={"Vary": "Accept"})
+    page, sha256 = artifacts.file(job_id, "report.html")
+    content = page.read_bytes()
+    return content_response(content, "text/html; charset=utf-8", sha256, if_none_match, {**_DRAWN, "Vary": "Accept"})
+
+
+@router.get("/v1/jobs/{job_id}/figures", summary="List the report's figures",
+            responses={200: {"content": {"application/json": {"example": FIGURE_EXAMPLE}}},
+                       **problem_responses(404, 409, 422)})  # fmt: skip
+def list_figures(job_id: JobId, caller: Who, artifacts: Artifacts) -> FigureList:
+    """What each shows, and where it is. ``download_url`` can be given to others, or to an ``img``."""
+    return artifacts.figures(caller.tenant, job_id)
+
+
+@files.get("/v1/jobs/{job_id}/figures/{name}.svg", summary="A figure of the report", response_class=Response,
+           responses={200: {"content": {"image/svg+xml": {"example": "<svg> ... </svg>"}}},
+                      304: {"description": "The client has the figure"},
+                      **problem_responses(401, 403, 404, 409, 422, 429)})  # fmt: skip
+def get_figure(
+    job_id: ReadableJobId,
+    name: Annotated[str, PathParameter(max_length=80, examples=["before_after"])],
+    artifacts: Artifacts,
+    if_none_match: _NONE_MATCH = None,
+) -> Response:
+    """Drawn from report.json, in the light or dark of where it is shown. Needs an API key, or the query of a
+    ``download_url``."""
+    svg, sha256 = artifacts.figure(job_id, name)
+    return content_response(svg.encode(), "image/svg+xml", sha256, if_none_match, _DRAWN)
 
 
 @router.get("/v1/jobs/{job_id}/manifest", summary="Checksums, seeds and versions",
@@ -61,7 +107,7 @@ def get_artifact(
     artifacts: Artifacts,
     range_: Annotated[str | None, Header(alias="Range", examples=["bytes=100-"], include_in_schema=False)] = None,
     if_range: Annotated[str | None, Header(alias="If-Range", include_in_schema=False)] = None,
-    if_none_match: Annotated[str | None, Header(alias="If-None-Match", include_in_schema=False)] = None,
+    if_none_match: _NONE_MATCH = None,
 ) -> Response:
     """The file, whole or by Range; its ETag is its sha256. Needs an API key, or the query of a ``download_url``."""
     file, sha256 = artifacts.file(job_id, path)

@@ -1,7 +1,9 @@
 """Files over HTTP: Range, If-Range and If-None-Match (RFC 9110), with the sha256 as ETag."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from fastapi import HTTPException, Response
 from fastapi.responses import FileResponse
@@ -50,6 +52,36 @@ def file_response(
     if response.honours_range and range_:
         _check_satisfiable(range_, path.stat().st_size)
     return response
+
+
+def content_response(
+    content: bytes, media_type: str, sha256: str | None, if_none_match: str | None, headers: Mapping[str, str]
+) -> Response:
+    """The answer to GET of what is drawn from a job's files: a later version of known may draw it better.
+
+    Args:
+        sha256: its ETag.
+        if_none_match: the If-None-Match header.
+    """
+    headers = {**headers, "ETag": f'"{sha256}"', "Cache-Control": "private, no-cache"}
+    if sha256 and if_none_match and _matches(if_none_match, sha256):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def wanted(accept: str) -> Literal["json", "html"]:
+    """What an Accept header (RFC 9110, 12.5.1) asks for: HTML where it says so and likes it more than JSON."""
+    liked = {"text/html": 0.0, "application/json": 0.0}
+    for part in accept.lower().split(","):
+        media_type, *parameters = (piece.strip() for piece in part.split(";"))
+        weights = [parameter.partition("=")[2] for parameter in parameters if parameter.startswith("q=")]
+        if media_type in liked:
+            liked[media_type] = _weight(weights[0]) if weights else 1.0
+    return "html" if liked["text/html"] > liked["application/json"] else "json"
+
+
+def _weight(text: str) -> float:
+    return float(text) if re.fullmatch(r"[01](\.[0-9]{0,3})?", text) else 0.0
 
 
 def _matches(if_none_match: str, sha256: str) -> bool:

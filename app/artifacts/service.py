@@ -2,16 +2,17 @@
 
 from collections import deque
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from app.artifacts.schemas import ArtifactList, ArtifactView
+from app.artifacts.schemas import ArtifactList, ArtifactView, FigureList, FigureView
 from app.artifacts.signing import UrlSigner
 from app.jobs.repository import JobRepository
 from app.jobs.settings import StoreSettings
 from known_core.errors import KnownError
-from known_core.files import read_json
+from known_core.files import read_json, sha256_bytes
 
 MANIFEST = "manifest.json"
 
@@ -19,6 +20,11 @@ MANIFEST = "manifest.json"
 def artifact_path(job_id: str, path: str) -> str:
     """Where the API serves a file of a job; not quoted."""
     return f"/v1/jobs/{job_id}/artifacts/{path}"
+
+
+def figure_path(job_id: str, name: str) -> str:
+    """Where the API serves a figure of a job's report; not quoted."""
+    return f"/v1/jobs/{job_id}/figures/{name}.svg"
 
 
 class ArtifactService:
@@ -33,12 +39,30 @@ class ArtifactService:
         """Every file, with an address for the tenant and one for whoever it is given to."""
         data = []
         for entry in self.manifest(job_id)["files"]:
-            path = artifact_path(job_id, entry["path"])
-            download_url, expires = self._signer.sign(tenant, path)
-            expires_at = datetime.fromtimestamp(expires, UTC).isoformat().replace("+00:00", "Z")
-            view = ArtifactView(**entry, url=quote(path), download_url=download_url, expires_at=expires_at)
-            data.append(view)
+            addresses = self._addresses(tenant, artifact_path(job_id, entry["path"]))
+            data.append(ArtifactView(**entry, **addresses))
         return ArtifactList(data=data)
+
+    def figures(self, tenant: str, job_id: str) -> FigureList:
+        """Every figure of the report, likewise. Raises: JobNotFound; KnownError ``result_not_ready``."""
+        data = []
+        for entry in self.report(job_id).get("figures", []):
+            addresses = self._addresses(tenant, figure_path(job_id, entry["name"]))
+            data.append(FigureView(**entry, **addresses))
+        return FigureList(data=data)
+
+    def figure(self, job_id: str, name: str) -> tuple[str, str]:
+        """A figure as SVG, and its sha256.
+
+        Raises:
+            JobNotFound; KnownError ``result_not_ready``, ``figure_not_found``.
+        """
+        return _figure(self._folder(job_id) / "report.json", name)
+
+    def _addresses(self, tenant: str, path: str) -> dict[str, str]:
+        download_url, expires = self._signer.sign(tenant, path)
+        expires_at = datetime.fromtimestamp(expires, UTC).isoformat().replace("+00:00", "Z")
+        return {"url": quote(path), "download_url": download_url, "expires_at": expires_at}
 
     def manifest(self, job_id: str) -> dict[str, Any]:
         """Raises: JobNotFound; KnownError ``result_not_ready``."""
@@ -82,3 +106,11 @@ class ArtifactService:
                 "result_not_ready", f"the job is {status.value}", "GET /v1/jobs/{id}?wait=60 answers when it has ended."
             )
         return self._settings.run_folder(job_id) / "artifacts"
+
+
+@lru_cache(maxsize=64)  # of about 30 kB; a job's report never changes
+def _figure(report: Path, name: str) -> tuple[str, str]:
+    from known_core.figures import render_svg  # here: matplotlib takes a second to load, and most requests need none
+
+    svg = render_svg(read_json(report), name)
+    return svg, sha256_bytes(svg.encode())

@@ -6,6 +6,7 @@ import secrets
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.audit.service import AuditService
+from known_core.logs import about
 
 _LOOKS = ("GET", "HEAD", "OPTIONS")
 _REFUSED = (401, 403, 429)
@@ -35,14 +36,15 @@ class RequestLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            with about(request_id=state["request_id"]):
+                await self._app(scope, receive, send_with_id)
         finally:
             if scope["method"] not in _LOOKS or status in _REFUSED:
-                about = _OBJECT.search(made or scope["path"].encode())
+                named = _OBJECT.search(made or scope["path"].encode())
                 entry = {
                     "method": scope["method"],
                     "path": scope["path"][:500],  # without the query: it may hold a signature
-                    "object": about[0].decode() if about else None,
+                    "object": named[0].decode() if named else None,
                     "status": status,
                     "code": state.get("code"),
                     "client": scope["client"][0] if scope.get("client") else None,

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from app.audit.repository import NOBODY, entry_fields, stream_of
 from app.audit.schemas import AuditEntry, AuditPage
 from app.keys.caller import Caller
+from known_core.logs import fields, in_json
 
 _log = logging.getLogger("known.audit")
 _NOT_KEPT = "rate_limited"  # or whoever sends too much would push out what the log is for
@@ -26,10 +27,9 @@ class AuditService:
 
     @staticmethod
     def start() -> None:
-        """Let entries appear in the process's log, a JSON object a line: uvicorn shows only its own loggers' INFO."""
-        if not _log.handlers:
+        """Let entries appear in the process's log, a JSON object a line, also where the other lines are for people."""
+        if not in_json() and not _log.handlers:
             _log.addHandler(logging.StreamHandler())
-            _log.setLevel(logging.INFO)
             _log.propagate = False
 
     async def add(self, caller: Caller | None, entry: dict[str, Any]) -> None:
@@ -39,12 +39,13 @@ class AuditService:
         """
         tenant = caller.tenant if caller else NOBODY
         entry = {**entry, "key": caller.key_id if caller else None}
-        _log.info("%s", json.dumps({"tenant": tenant or None, **entry}))
+        line = {"tenant": tenant or None, **entry}
+        _log.info("%s", "audit" if in_json() else json.dumps(line), extra=fields(line))
         if entry.get("code") == _NOT_KEPT:
             return
-        fields: Any = entry_fields(entry)
+        kept: Any = entry_fields(entry)
         try:
-            await self._redis.xadd(stream_of(tenant), fields, maxlen=self._kept, approximate=True)
+            await self._redis.xadd(stream_of(tenant), kept, maxlen=self._kept, approximate=True)
         except RedisError as error:
             _log.error("this entry is in no stream: %s", error)
 

@@ -19,6 +19,9 @@ def get_capabilities(inspector: Inspecting, repository: Repository, settings: Se
         version=known_core.__version__,
         access=settings.access,
         **inspector.abilities(),
-        workers=[WorkerView(name=name, **facts) for name, facts in repository.worker_facts().items()],
+        workers=[
+            WorkerView(name=name, calibrated_at=(facts.get("calibration") or {}).get("calibrated_at"), **facts)
+            for name, facts in repository.worker_facts().items()
+        ],
         limits=ServiceLimits(**settings.model_dump(include=set(ServiceLimits.model_fields))),
     )

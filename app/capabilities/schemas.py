@@ -12,6 +12,7 @@ class WorkerView(BaseModel):
     gpus: list[str]
     cores: int | None
     torch: str
+    calibrated_at: str | None = Field(None, description="when its device was, for estimates; null: not yet")
 
 
 class ServiceLimits(BaseModel):
@@ -42,7 +43,9 @@ CAPABILITIES_EXAMPLE: dict[str, Any] = {
     "libraries": ["peft", "registered", "timm", "torchvision", "transformers"],
     "hypermodels": ["known-paper", "known-v1"],
     "engines": ["eager", "cpu", "triton"],
-    "workers": [{"name": "gpu-1", "gpus": ["NVIDIA L4"], "cores": 8, "torch": "2.9.0"}],
+    "workers": [
+        {"name": "gpu-1", "gpus": ["NVIDIA L4"], "cores": 8, "torch": "2.9.0", "calibrated_at": "2026-11-24T09:58:12Z"}
+    ],
     "limits": {
         "max_upload_bytes": 21474836480,
         "max_dataset_bytes": 53687091200,

@@ -6,9 +6,11 @@ the news once, however many watch.
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import takewhile
 
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
@@ -18,8 +20,9 @@ from app.jobs.record import Job, JobEvent
 from app.jobs.repository import CHANGES, JobNotFound
 
 _log = logging.getLogger(__name__)
-_KEPT = 1000  # events; whoever is further behind reads them from the store
-_GATHER_S = 0.05  # events that come together are given together: at most 20 rounds a second
+_KEPT = 100  # events of a job; whoever is further behind reads them from the store
+_PAGE = 1000
+_GATHER_S = 0.02  # events that come together are given together: at most 50 rounds a second
 _RETRY_S = 0.5
 _LISTEN_S = 10
 
@@ -47,7 +50,9 @@ class Feed:
         """Events after an id; None where not all of them are here."""
         if order(event_id) < order(self.complete_after):
             return None
-        return [event for event in self.events if order(event.id) > order(event_id)][:limit]
+        known = order(event_id)
+        newer = list(takewhile(lambda event: order(event.id) > known, reversed(self.events)))  # few of those kept
+        return newer[::-1][:limit]
 
     def add(self, events: list[JobEvent]) -> None:
         for event in events:
@@ -74,8 +79,9 @@ class Feed:
 class Feeds:
     """The jobs that are watched in this process."""
 
-    def __init__(self, redis: AsyncRedis) -> None:
+    def __init__(self, redis: AsyncRedis, observe_lag: Callable[[float], None]) -> None:
         self._redis = redis
+        self._observe_lag = observe_lag
         self._repository = EventRepository(redis)
         self._feeds: dict[str, Feed] = {}
         self._listener: asyncio.Task[None] | None = None
@@ -110,9 +116,12 @@ class Feeds:
             last = feed.events[-1].id if feed.events else feed.complete_after
             try:
                 while True:
-                    feed.job, events = await self._repository.news(feed.job_id, last, _KEPT)
+                    feed.job, events = await self._repository.news(feed.job_id, last, _PAGE)
                     feed.add(events)
-                    if len(events) < _KEPT:
+                    if feed.reads:  # at first it reads what is old
+                        for event in events:
+                            self._observe_lag(max(0.0, time.time() - order(event.id)[0] / 1000))
+                    if len(events) < _PAGE:
                         break
                     last = events[-1].id
             except JobNotFound:

@@ -27,7 +27,14 @@ EVENT_EXAMPLE: dict[str, Any] = {
         {
             "id": "1763978401000-0",
             "type": "progress",
-            "data": {"type": "progress", "phase": "forgetting", "step": 40, "total": 92, "eta_seconds": 3.1},
+            "data": {
+                "type": "progress",
+                "phase": "forgetting",
+                "step": 40,
+                "total": 92,
+                "eta_seconds": 3.1,
+                "loss": 0.4213,
+            },
         },
     ],
     "last_id": "1763978401000-0",

@@ -14,11 +14,15 @@ _SILENCE_S = 10.0  # a stream that is silent this long gets a keep-alive
 
 
 class EventService:
-    """Reads the Redis Stream that everything showing progress reads."""
+    """Reads the Redis Stream that everything showing progress reads.
 
-    def __init__(self, redis: AsyncRedis) -> None:
+    Args:
+        observe_lag: told the seconds from when an event was written until it was read for who watches.
+    """
+
+    def __init__(self, redis: AsyncRedis, observe_lag: Callable[[float], None] = lambda seconds: None) -> None:
         self._repository = EventRepository(redis)
-        self._feeds = Feeds(redis)
+        self._feeds = Feeds(redis, observe_lag)
 
     def start(self) -> None:
         self._feeds.start()

@@ -95,9 +95,10 @@ async def get_job(
         return job.status.terminal if if_none_match is None else etag(jobs.view(job)) != if_none_match
 
     job = jobs.view(await events.wait_for(job_id, enough, min(wait, settings.max_wait_seconds)))
-    response.headers["ETag"] = etag(job)
-    if if_none_match == etag(job):
-        return Response(status_code=304, headers={"ETag": etag(job)})
+    tag = etag(job)
+    if if_none_match == tag:
+        return Response(status_code=304, headers={"ETag": tag})
+    response.headers["ETag"] = tag
     return job
 
 

@@ -46,6 +46,10 @@ class Job:
     hub: dict[str, Any]  # inputs to fetch, name to reference
     republish: dict[str, Any] | None  # where to, while it is asked for and not done
     resolved: dict[str, Any]
+    estimate: dict[str, Any] | None  # made when it was queued
+    request_id: str | None  # of the request that made it
+    traceparent: str | None  # of the span that made it
+    usage: dict[str, Any] | None  # what its trainer took, the last one that came to an end
     metadata: dict[str, str]
     result: dict[str, Any] | None
     error: dict[str, Any] | None
@@ -96,6 +100,10 @@ def parse_job(fields: Mapping[str, str]) -> Job:
         hub=loaded("hub") or {},
         republish=loaded("republish"),
         resolved=loaded("resolved"),
+        estimate=loaded("estimate"),
+        request_id=loaded("request_id"),
+        traceparent=loaded("traceparent"),
+        usage=loaded("usage"),
         metadata=loaded("metadata"),
         result=loaded("result"),
         error=loaded("error"),

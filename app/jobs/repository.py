@@ -22,8 +22,10 @@ _OPEN = "known:jobs:open"
 _ENDED = "known:jobs:ended"  # id -> when, ms; 0: its deletion has begun
 _STORE = "known:store"
 _WORKER = "known:worker:"
-_TENANTS = "known:tenants"
+TENANTS = "known:tenants"
 _TURNS = "known:turns"
+COUNTERS = "known:counters"  # a hash; what names its fields, and its labels, have spaces between them
+PHASE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400)
 CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 
@@ -66,7 +68,7 @@ def events_key(job_id: str) -> str:
     return f"known:job:{job_id}:events"
 
 
-def _jobs_key(tenant: str, status: JobStatus | None = None) -> str:
+def jobs_key(tenant: str, status: JobStatus | None = None) -> str:
     """The tenant's jobs by age: all, or those in a state."""
     return f"known:tenant:{tenant}:jobs" + (f":{status.value}" if status else "")
 
@@ -179,7 +181,7 @@ class JobRepository:
         Returns:
             A job's id; None where none waits, or whoever waits is at that limit.
         """
-        chosen = self._next(keys=[_TENANTS, _TURNS], args=[max_running])
+        chosen = self._next(keys=[TENANTS, _TURNS], args=[max_running])
         return str(chosen) if chosen else None
 
     def delete(self, job_id: str) -> bool:
@@ -269,6 +271,14 @@ class JobRepository:
     def mark_running(self, job_id: str, fence: int) -> None:
         self._owner_call("run", job_id, fence)
 
+    def count_phase(self, phase: str, seconds: float) -> None:
+        """Count a phase that has ended, for the metrics."""
+        bound = next((bound for bound in PHASE_BUCKETS_S if seconds <= bound), float("inf"))
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hincrby(COUNTERS, f"phase {phase} {bound:g}", 1)
+        pipe.hincrbyfloat(COUNTERS, f"phase {phase} sum", round(seconds, 3))
+        pipe.execute()
+
     def finish(self, job_id: str, fence: int, status: JobStatus, outcome: Mapping[str, Any]) -> JobStatus:
         """End a job with its result or error; a job being canceled ends canceled."""
         field = "result" if status is JobStatus.SUCCEEDED else "error"
@@ -310,7 +320,7 @@ class JobRepository:
         Returns:
             At most ``limit`` jobs that come after the job ``after``, and whether more follow.
         """
-        key = _jobs_key(tenant, status)
+        key = jobs_key(tenant, status)
         start = 0 if after is None else self._rank_after(tenant, key, after)
         ids = self._redis.zrevrange(key, start, start + limit)
         pipe = self._redis.pipeline(transaction=False)
@@ -321,7 +331,7 @@ class JobRepository:
 
     def _rank_after(self, tenant: str, key: str, job_id: str) -> int:
         """Where in ``key``, newest first, the jobs begin that come after one which need not be in it."""
-        created_at = self._redis.zscore(_jobs_key(tenant), job_id)
+        created_at = self._redis.zscore(jobs_key(tenant), job_id)
         if created_at is None:
             raise JobNotFound(job_id)
         same_time: list[str] = self._redis.zrangebyscore(key, created_at, created_at)  # in the order of their ids
@@ -343,7 +353,7 @@ class JobRepository:
         pipe = self._redis.pipeline(transaction=False)
         for status in JobStatus:
             if not status.terminal:
-                for job_id in self._redis.zrange(_jobs_key(tenant, status), 0, -1):
+                for job_id in self._redis.zrange(jobs_key(tenant, status), 0, -1):
                     pipe.hget(f"known:job:{job_id}", "request")
         return {upload_id for request in pipe.execute() if request for upload_id in _UPLOAD_ID.findall(request)}
 

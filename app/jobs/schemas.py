@@ -179,8 +179,40 @@ class JobResult(BaseModel):
     )
 
 
+class SecondsRange(BaseModel):
+    low: float
+    expected: float
+    high: float
+
+
+class BytesRange(BaseModel):
+    low: int
+    expected: int
+    high: int
+
+
+class EstimateView(BaseModel):
+    """What a job will take, from a calibration of the device; nine jobs of ten end between low and high."""
+
+    seconds: SecondsRange
+    memory_bytes: BytesRange = Field(description="at most at once")
+    gpu_memory_bytes: BytesRange | None = Field(description="null: no GPU")
+    disk_bytes: BytesRange
+    by_phase: dict[str, float] = Field(description="seconds of each phase, as expected")
+    basis: str = Field(description="which device, calibrated when")
+
+
+class ActualCost(BaseModel):
+    seconds: float = Field(description="time that workers spent on the job, in attempts that have ended")
+    gpu_seconds: float = Field(description="the same, where it ran on a GPU")
+    memory_bytes: int | None = Field(description="at most at once, of the last trainer that came to an end")
+    gpu_memory_bytes: int | None = Field(description="likewise, of the GPU's")
+    disk_bytes: int | None = Field(description="what the trainer's files took at its end")
+
+
 class Cost(BaseModel):
-    actual_seconds: float = Field(description="time that workers spent on the job, in attempts that have ended")
+    estimated: EstimateView | None = Field(description="made when the job was queued; null: nothing was calibrated")
+    actual: ActualCost
 
 
 class JobUrls(BaseModel):
@@ -202,6 +234,11 @@ class DryRun(BaseModel):
 
     object: Literal["dry_run"] = "dry_run"
     resolved: dict[str, Any] = Field(description="what was understood of the inputs: task, columns, classes, commits")
+    estimate: EstimateView | None = Field(description="what it would take; null where there is none, see no_estimate")
+    no_estimate: Literal["no_calibration", "model_not_counted", "inputs_not_sampled"] | None = Field(
+        description="why there is none: no worker has calibrated its device yet; the network needs values to run; the "
+        "data could not be looked at"
+    )
 
 
 class JobView(BaseModel):
@@ -257,7 +294,19 @@ JOB_EXAMPLE: dict[str, Any] = {
     "phase": "forgetting",
     "progress": {"phase": "forgetting", "step": 40, "total": 92, "eta_seconds": 3.1},
     "attempts": 1,
-    "cost": {"actual_seconds": 0.0},
+    "cost": {
+        "estimated": {
+            "seconds": {"low": 21.0, "expected": 32.3, "high": 48.4},
+            "memory_bytes": {"low": 922000000, "expected": 1153000000, "high": 1556000000},
+            "gpu_memory_bytes": None,
+            "disk_bytes": {"low": 3420000, "expected": 3800000, "high": 4180000},
+            "by_phase": {"starting": 8.6, "downloading": 0.2, "evaluating_before": 3.6, "forgetting": 2.0,
+                         "nowcasting": 0.0, "calibrating": 0.1, "evaluating_after": 17.7, "packaging": 0.1},
+            "basis": "AMD EPYC, 2 cores, calibrated 2026-11-24T09:58:12Z with torch 2.14.1",
+        },
+        "actual": {"seconds": 0.0, "gpu_seconds": 0.0, "memory_bytes": None, "gpu_memory_bytes": None,
+                   "disk_bytes": None},
+    },
     "request": ENHANCE_EXAMPLES["state dict"]["value"],
     "resolved": {"task": "image-classification", "architecture": "small-cnn", "parameters": 57333},
     "metadata": {},

@@ -36,7 +36,9 @@ from app.webhooks.guard import shown
 from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes
+from known_core.logs import current
 from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
+from known_core.traces import traceparent
 
 _log = logging.getLogger(__name__)
 Input = ModelInput | StateInput | DatasetInput
@@ -116,6 +118,9 @@ class JobService:
                 "spec": spec.model_dump(mode="json"),
                 "hub": inspected["hub"],
                 "resolved": inspected["resolved"],
+                "estimate": inspected["estimate"],
+                "request_id": current("request_id"),
+                "traceparent": traceparent(),
                 "metadata": request.metadata,
                 **({"webhook": webhook} if webhook else {}),
             },
@@ -133,10 +138,10 @@ class JobService:
         return self.get(job_id)
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
-        """What was understood of the inputs; nothing is recorded."""
+        """What was understood of the inputs, and what the job will take; nothing is recorded."""
         self._webhooks.accept(request.webhook)
         _, inspected = self._inspect(caller, request, new_job_id(), token)
-        return DryRun(resolved=inspected["resolved"])
+        return DryRun(**{name: inspected[name] for name in ("resolved", "estimate", "no_estimate")})
 
     def _inspect(
         self, caller: Caller, request: EnhanceRequest, job_id: str, token: str | None
@@ -171,7 +176,9 @@ class JobService:
             for name, given in inputs.items()
             if given.hub is not None
         }
-        inspected = self._inspector.inspect(spec, hub, self._settings.hub_access(token))
+        inspected = self._inspector.inspect(
+            spec, hub, self._settings.hub_access(token), calibration_of(self._repository.worker_facts())
+        )
         resolved_paths = {"base": folder / "base"} if "base" in inspected["hub"] and spec.base is None else {}
         return spec.model_copy(update={"origins": inspected["resolved"]["sources"], **resolved_paths}), inspected
 
@@ -306,7 +313,7 @@ def _view(job: Job, retention_days: float) -> JobView:
             "phase": job.phase,
             "progress": job.progress,
             "attempts": job.attempts,
-            "cost": {"actual_seconds": job.spent_ms / 1000},
+            "cost": {"estimated": job.estimate, "actual": _actual(job)},
             "request": job.request,
             "resolved": job.resolved,
             "metadata": job.metadata,
@@ -320,6 +327,21 @@ def _view(job: Job, retention_days: float) -> JobView:
             "urls": urls,
         }
     )
+
+
+def _actual(job: Job) -> dict[str, Any]:
+    seconds, usage = job.spent_ms / 1000, job.usage or {}
+    return {
+        "seconds": seconds,
+        "gpu_seconds": seconds if usage.get("gpu_memory_bytes") is not None else 0.0,
+        **{name: usage.get(name) for name in ("memory_bytes", "gpu_memory_bytes", "disk_bytes")},
+    }
+
+
+def calibration_of(workers: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """That of the worker a job is estimated for: the first one by name that has a GPU, or else the first one."""
+    found = [facts["calibration"] for facts in workers.values() if facts.get("calibration")]
+    return next((device for device in found if device["type"] == "cuda"), found[0] if found else None)
 
 
 def etag(job: JobView) -> str:

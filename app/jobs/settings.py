@@ -1,7 +1,7 @@
 """Settings that the API and the workers share: where the job records and the files are."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -53,6 +53,7 @@ class StoreSettings(BaseSettings):
         default_factory=lambda data: _embedded(data["data_dir"]) or "redis://127.0.0.1:6379/0",
         description="Redis or Valkey: broker, job store and event log; default: that of `known serve`, where it runs",
     )
+    log_format: Literal["console", "json"] = Field("console", description="of the logs: for people, or JSON lines")
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its job")
     job_retention_days: float = Field(
         30, ge=0, description="a job is deleted so long after it has ended, with its files; 0: never"

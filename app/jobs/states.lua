@@ -14,6 +14,7 @@
 -- claimed_at is there while an attempt is charged for; spent_ms is the sum of those that have ended.
 -- Each tenant's jobs are in zsets by age, one of all and one for each status; their names come from the record (one
 -- server, no cluster).
+-- The hash known:counters is for the metrics (app/metrics).
 -- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
 -- Returns {"ok", ...} or {reason}: missing, exists, full (the tenant has too many waiting), terminal, held, lost (the
 -- caller's lease is gone), exhausted, paused, canceling.
@@ -37,6 +38,10 @@ local function add_event(json)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', MAX_EVENTS, '*', 'data', json)
   redis.call('HINCRBY', KEYS[1], 'version', 1)
   redis.call('PUBLISH', 'known:changes', id) -- whoever watches reads the stream; a message lost costs seconds
+end
+
+local function count(what)
+  redis.call('HINCRBY', 'known:counters', what, 1)
 end
 
 local function lease_until()
@@ -79,6 +84,10 @@ local function enter(new)
     redis.call('HDEL', KEYS[1], 'secret')
     redis.call('ZADD', ENDED, now, id)
     redis.call('ZREM', KEYS[3], id)
+    count('ended ' .. new)
+    if new == 'failed' then
+      count('failed ' .. (cjson.decode(redis.call('HGET', KEYS[1], 'error')).code or 'unknown'))
+    end
     tell_webhook()
   end
   add_event('{"type":"status","status":"' .. new .. '"}')
@@ -160,6 +169,7 @@ if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when t
   local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
   redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'lease_until', now + tonumber(ARGV[4]), 'claimed_at', now)
   redis.call('HSETNX', KEYS[1], 'started_at', now)
+  count('claims')
   redis.call('HSET', 'known:turns', redis.call('HGET', KEYS[1], 'tenant'), now)
   look_again_at(now + tonumber(ARGV[4]))
   enter('validating')

@@ -37,6 +37,7 @@ if operation == 'attempted' then -- id, fence, attempt JSON, status, after_ms: w
   redis.call('PEXPIRE', attempts, redis.call('PTTL', key(id)))
   redis.call('HINCRBY', key(id), 'tries', 1)
   redis.call('HSET', key(id), 'status', ARGV[5])
+  redis.call('HINCRBY', 'known:counters', 'webhook ' .. ARGV[5], 1) -- for the metrics
   redis.call('HDEL', key(id), 'leased_until', 'next_attempt_at')
   if ARGV[5] == 'pending' then
     redis.call('HSET', key(id), 'next_attempt_at', now + ARGV[6])

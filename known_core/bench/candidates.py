@@ -25,7 +25,7 @@ from known_core.hypermodels import load_hypermodel
 from known_core.networks import classifier
 from known_core.nowcast import predict_states
 from known_core.stages import Stages
-from known_core.training import default_device, fine_tune
+from known_core.training import OnStep, default_device, fine_tune
 
 State = dict[str, Tensor]
 _VERSION = 1  # raise it when a change of code changes a figure: cached work is then done again
@@ -100,7 +100,7 @@ class Run:
 
     def _train(
         self, model: nn.Module, data: Examples, epochs: int, learning_rate: float, stage: int, schedule: str,
-        on_step: Callable[[int, int], None] = lambda step, total: None, average_last: float = 0.0,
+        on_step: OnStep = lambda step, total, loss: None, average_last: float = 0.0,
     ) -> None:  # fmt: skip
         fine_tune(
             model, data, epochs=epochs, learning_rate=learning_rate, batch_size=self._protocol.batch_size,
@@ -166,7 +166,7 @@ class Run:
             model = self._model(self.pretrained(1))
             swa, ema = AveragedModel(model), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))  # type: ignore[no-untyped-call]
 
-            def on_step(step: int, total: int) -> None:
+            def on_step(step: int, total: int, loss: float) -> None:
                 ema.update_parameters(model)
                 if step > total / 2:
                     swa.update_parameters(model)

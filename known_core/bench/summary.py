@@ -131,7 +131,7 @@ def _chosen(rows: Mapping[str, Mapping[str, Any]], wanted: Any) -> str | None:
 
 def render(results: Mapping[str, Any]) -> str:
     """All protocols as Markdown."""
-    lines = ["# Transfer benchmark", "", f"    {results['command']}", ""]
+    lines = ["# Transfer benchmark", "", "```sh", results["command"], "```", ""]
     lines += [
         "Gains over naive transfer in points of accuracy, the mean over pre-training and fine-tuning seeds with a 95%",
         "bootstrap interval over both. Every method has the learning rate, and where it has one the scale, that did",

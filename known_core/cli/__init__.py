@@ -13,9 +13,13 @@ import typer
 from rich.console import Console
 
 from known_core.cli.bench import bench_app
-from known_core.cli.jobs import enhance, jobs_app
+from known_core.cli.capabilities import capabilities
+from known_core.cli.enhance import enhance
+from known_core.cli.jobs import jobs_app
 from known_core.cli.metatrain import metatrain_app
 from known_core.cli.options import DATA_DIR, AsJson, DataDir, console, interruptible
+from known_core.cli.report import report
+from known_core.cli.uploads import uploads_app
 from known_core.cli.webhooks import webhooks_app
 from known_core.errors import KnownError
 from known_core.processes import keep_memory
@@ -65,8 +69,11 @@ def demo(data: Annotated[str, typer.Option(help="digits or fashion")] = "digits"
 
 
 app.command()(enhance)
+app.command()(report)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(uploads_app, name="uploads")
 app.add_typer(webhooks_app, name="webhooks")
+app.command()(capabilities)
 
 
 @app.command()

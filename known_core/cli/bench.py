@@ -111,3 +111,21 @@ def bench_upload(
     with interruptible("interrupted"):
         found = run_upload(parse_size(size), rounds, work, lambda what: console.print(what, style="dim"))
     print(json.dumps(found, indent=2) if as_json else upload_summary(found))
+
+
+@bench_app.command("estimate")
+def bench_estimate(
+    job: Annotated[list[str] | None, typer.Option(help="by name; repeat for several; default: all")] = None,
+    work: Annotated[Path | None, typer.Option(help="folder to work in; default: that for temporary files")] = None,
+    busy: Annotated[
+        bool,
+        typer.Option("--busy", help="others use the machine: one thread, and processor time instead of the clock's"),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate jobs of every kind, run them, and compare. Ten minutes on two cores."""
+    from known_core.bench.estimate import estimate_summary, run_estimate
+
+    with interruptible("interrupted"):
+        found = run_estimate(job, work, lambda what: console.print(what, style="dim"), busy=busy)
+    print(json.dumps(found, indent=2) if as_json else estimate_summary(found))

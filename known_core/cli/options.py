@@ -1,9 +1,9 @@
-"""What commands share: flags, the console, and how an interruption ends."""
+"""What commands share: flags, the console, completion, and how an interruption ends."""
 
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,8 @@ console = Console(stderr=True)
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 DATA_DIR = Path("~/.local/share/known")
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_COMPLETION_S = 1.5  # for a service to answer while somebody waits for a completion
+_COMPLETED = 50  # jobs that are offered
 
 Server = Annotated[str, typer.Option(envvar="KNOWN_SERVER", help="address of the service")]
 ApiKey = Annotated[
@@ -32,13 +34,36 @@ HubToken = Annotated[
 ]
 
 
+def complete_job(context: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
+    """The newest jobs' ids, with what each is doing; nothing where the service does not answer at once."""
+    import httpx
+
+    from known_core.client.connection import connection
+
+    given = context.params
+    with suppress(KnownError, httpx.HTTPError, ValueError, KeyError):
+        options = connection(given.get("server"), given.get("api_key")) | {"timeout": _COMPLETION_S}
+        with httpx.Client(**options) as service:
+            jobs = service.get("/v1/jobs", params={"limit": _COMPLETED}).json()["data"]
+        for job in jobs:
+            if job["id"].startswith(incomplete):
+                yield job["id"], " ".join(filter(None, (job["status"], job["phase"], job["created_at"])))
+
+
+JobId = Annotated[str, typer.Argument(help="id of a job", autocompletion=complete_job)]
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
 @contextmanager
 def interruptible(message: str) -> Iterator[None]:
     """Ctrl-C inside prints the message and ends the command as shells expect it."""
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"\n{message}")
+        console.print(f"\n{message}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
 
 

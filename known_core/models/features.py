@@ -107,6 +107,10 @@ class FeatureNetwork:
     def check(self, shapes: Shapes) -> None:
         self._base.check(shapes)
 
+    def skeleton(self) -> OnFeatures:
+        head = nn.Linear(self._width, self.num_labels or 2).requires_grad_(False)
+        return OnFeatures(self._base.skeleton(), head)
+
     def load(self, checkpoint: Checkpoint) -> OnFeatures:
         weight, bias = self._head["weight"], self._head.get("bias")
         head = nn.Linear(weight.shape[1], len(weight), bias=bias is not None)

@@ -91,6 +91,10 @@ class TransformersNetwork:
             tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             return self.build(config, tensors, device_map="meta")[1]
 
+    def skeleton(self) -> nn.Module:
+        network: nn.Module = self.model_class(self.parsed)
+        return network
+
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         return self.build(self.parsed, fresh_tensors(checkpoint), dtype=torch.float32)[0]
 

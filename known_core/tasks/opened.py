@@ -1,6 +1,6 @@
 """A task with a job's model and data loaded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class OpenTask:
         """
         if not isinstance(self.task, Fits) or self.network.num_labels:
             return
-        fit, batches = self.task.fit, self._batches(device, self.task.defaults.evaluation_batch_size)
+        fit, batches = self.task.fit, self.batches(self.d0.items, device, self.task.defaults.evaluation_batch_size)
 
         def work(out: Path) -> None:
             save_file(fit(self.network, start, batches, len(self._files.classes), device), out / HEAD)
@@ -125,27 +125,31 @@ class OpenTask:
     def score(self, model: nn.Module, items: Dataset[Any], device: torch.device) -> Scores:
         """How the model does on each item, in order; in smaller batches where memory runs out."""
         model.to(device).eval()
-        return halving(self.task.defaults.evaluation_batch_size, lambda size: self._score(model, items, device, size))
+        return halving(
+            self.task.defaults.evaluation_batch_size,
+            lambda size: self.measured(model, self.batches(items, device, size)),
+        )
 
     @torch.no_grad()  # not inference mode: what items and networks (BEiT) keep in memory is trained with later
-    def _score(self, model: nn.Module, items: Dataset[Any], device: torch.device, size: int) -> Scores:
+    def measured(self, model: nn.Module, batches: Iterable[Batch]) -> Scores:
+        """How the model, on the batches' device, does on each of their items."""
         correct, loss = [], []
-        for batch in DataLoader(items, batch_size=size, collate_fn=self.collate(training=False)):
-            on_device = {name: value.to(device) for name, value in batch.items()}
-            labels = on_device.pop("labels")
-            logits = model(**on_device)["logits"].float()
-            measured = self.task.measure(logits, {**on_device, "labels": labels})
+        for batch in batches:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            logits = model(**inputs)["logits"].float()
+            measured = self.task.measure(logits, batch)
             correct.append(measured[0].double().cpu().numpy())
             loss.append(measured[1].double().cpu().numpy())
         return Scores(np.concatenate(correct), np.concatenate(loss))
 
     def inputs(self, device: torch.device, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """The inputs of D_0 in batches, for calibration."""
-        for batch in self._batches(device, batch_size):
+        for batch in self.batches(self.d0.items, device, batch_size):
             yield {name: value for name, value in batch.items() if name != "labels"}
 
-    def _batches(self, device: torch.device, batch_size: int) -> Iterator[Batch]:
-        for batch in DataLoader(self.d0.items, batch_size=batch_size, collate_fn=self.collate(training=False)):
+    def batches(self, items: Dataset[Any], device: torch.device, batch_size: int) -> Iterator[Batch]:
+        """Items in their order, on the device, as the network takes them in evaluation."""
+        for batch in DataLoader(items, batch_size=batch_size, collate_fn=self.collate(training=False)):
             yield {name: value.to(device) for name, value in batch.items()}
 
     def _halved(self) -> str:

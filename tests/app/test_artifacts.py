@@ -27,7 +27,7 @@ from known_core.stack import Stack
 
 def test_the_download_verifies_and_loads(client: Client, finished_job: str, tmp_path: Path) -> None:
     count = client.download(finished_job, tmp_path / "all")
-    assert count == len(client._json("GET", f"/v1/jobs/{finished_job}/artifacts")["data"])
+    assert count == len(client.files(finished_job))
     before, after = (load_file(tmp_path / "all" / name / "model.safetensors") for name in ("unchanged", "x2"))
     assert before.keys() == after.keys()
     assert any(not before[name].equal(after[name]) for name in before)
@@ -38,11 +38,17 @@ def test_the_download_verifies_and_loads(client: Client, finished_job: str, tmp_
 
 def test_one_candidate_can_be_fetched_alone(client: Client, finished_job: str, tmp_path: Path) -> None:
     client.download(finished_job, tmp_path / "one", only="x4")
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"x4", "report.json", "report.md", "manifest.json"}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        "x4",
+        "report.json",
+        "report.md",
+        "report.html",
+        "manifest.json",
+    }
 
 
 def test_ranges_and_etags(stack: Stack, client: Client, finished_job: str) -> None:
-    entry = client._json("GET", f"/v1/jobs/{finished_job}/artifacts")["data"][-1]
+    entry = client.files(finished_job)[-1]
     whole = httpx.get(stack.url + entry["url"])
     assert hashlib.sha256(whole.content).hexdigest() == entry["sha256"]
     assert whole.headers["etag"] == f'"{entry["sha256"]}"'
@@ -66,8 +72,7 @@ def test_only_files_of_the_manifest_are_served(stack: Stack, finished_job: str, 
 
 
 def files_of(client: Client, job_id: str) -> list[dict[str, Any]]:
-    files: list[dict[str, Any]] = client._json("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
-    return files
+    return [file.raw for file in client.files(job_id)]
 
 
 def test_a_signed_address_needs_no_key_and_opens_one_file(client: Client, stack: Stack, finished_job: str) -> None:

@@ -27,7 +27,7 @@ def test_events_tell_the_whole_job_in_order(client: Client, finished_job: str) -
     phases = [f"{event['phase']} {event['detail']}".strip() for event in events if event["type"] == "phase"]
     stages = [f"forgetting {stage} of 4" for stage in (1, 2, 3, 4)]
     assert phases == ["downloading", "evaluating_before", *stages, "nowcasting", "calibrating", "evaluating_after",
-                      "packaging"]  # fmt: skip
+                      "charting", "packaging"]  # fmt: skip
     for event in events:
         if event["type"] == "progress":
             assert 0 < event["step"] <= event["total"]

@@ -38,15 +38,15 @@ def test_jobs_are_listed_newest_first_in_pages(client: Client, start_job: Callab
     made = [start_job() for _ in range(3)]
     for job_id in made:
         client.cancel(job_id)
-    first = client.jobs(limit=2)
-    assert [job["id"] for job in first["data"]] == [made[2], made[1]]
-    assert first["has_more"]
-    assert client.jobs(limit=1, after=first["last_id"])["data"][0]["id"] == made[0]
+    first = client.job_page(limit=2)
+    assert [job.id for job in first.data] == [made[2], made[1]]
+    assert first.has_more
+    assert client.job_page(limit=1, after=first.last_id).data[0].id == made[0]
     for job_id in made:
         ended(client, job_id)
-    canceled = client.jobs(limit=100, status="canceled")["data"]
-    assert {job["status"] for job in canceled} == {"canceled"}
-    assert set(made) <= {job["id"] for job in canceled}
+    canceled = list(client.jobs(status="canceled"))
+    assert {job.status for job in canceled} == {"canceled"}
+    assert set(made) <= {job.id for job in canceled}
 
 
 def test_canceling_a_running_job_ends_its_process(client: Client, start_job: Callable[..., str]) -> None:
@@ -121,4 +121,4 @@ def test_a_deleted_job_leaves_nothing(stack: Stack, client: Client, start_job: C
     for ask in (client.job, client.logs, client.report, client.delete):
         with pytest.raises(KnownError, match="job_not_found"):
             ask(job_id)
-    assert job_id not in [job["id"] for job in client.jobs(100)["data"]]
+    assert job_id not in [job.id for job in client.jobs()]

@@ -116,7 +116,7 @@ def test_no_server_is_said_at_once(file: Path) -> None:
 
 def test_a_download_over_connections_that_are_cut(stack: Stack, finished_job: str, tmp_path: Path) -> None:
     with Client(stack.url) as client:
-        total = sum(entry["bytes"] for entry in client._json("GET", f"/v1/jobs/{finished_job}/manifest")["files"])
+        total = sum(entry["bytes"] for entry in client.manifest(finished_job)["files"])
     with cutting(stack.port, cuts=10, at_most=6_000) as (url, proxy), Client(url) as client:
         seen: list[tuple[int, int]] = []
         count = patient(
@@ -130,7 +130,7 @@ def test_a_download_over_connections_that_are_cut(stack: Stack, finished_job: st
 
 def test_what_an_interrupted_download_left_is_taken_up(stack: Stack, finished_job: str, tmp_path: Path) -> None:
     with Client(stack.url) as client:
-        files = client._json("GET", f"/v1/jobs/{finished_job}/artifacts")["data"]
+        files = client.files(finished_job)
         entry = max(files, key=lambda file: int(file["bytes"]))
         body = httpx.get(stack.url + entry["url"]).content
         target = tmp_path / entry["path"]

@@ -16,7 +16,7 @@ from known_core.stack import Stack
 from tests.conftest import Inputs, ended
 
 PHASES = ["downloading", "evaluating_before", *(f"forgetting {stage} of 4" for stage in range(1, 5)), "nowcasting",
-          "calibrating", "evaluating_after", "packaging"]  # fmt: skip
+          "calibrating", "evaluating_after", "charting", "packaging"]  # fmt: skip
 AWAY = ("server_unreachable", "store_unavailable")  # what a client hears while something is started again
 LEASE_S = 4.0  # tests.conftest.SETTINGS
 MODULES = ("worker.fetcher", "worker.helper", "worker.publisher", "worker.trainer")
@@ -93,7 +93,7 @@ class Scene:
         deadline = time.monotonic() + 60
         while True:
             try:
-                return self.client.job(job_id)
+                return self.client.job(job_id).raw
             except KnownError as error:
                 if error.code not in AWAY or time.monotonic() > deadline:
                     raise
@@ -117,14 +117,9 @@ class Scene:
         return job
 
     def job_count(self) -> int | None:
-        """How many jobs the API lists, to 100 a page; None while it does not answer."""
-        count, after = 0, None
+        """How many jobs the API lists; None while it does not answer."""
         try:
-            while True:
-                page = self.client.jobs(100, after)
-                count, after = count + len(page["data"]), page["last_id"]
-                if not page["has_more"]:
-                    return count
+            return len(list(self.client.jobs()))
         except KnownError as error:
             if error.code in AWAY:
                 return None
@@ -134,12 +129,12 @@ class Scene:
         return content(self.client, job_id)
 
     def _check_events(self, job_id: str, status: str) -> None:
-        page = self.client._json("GET", f"/v1/jobs/{job_id}/events", params={"limit": 1000})["data"]
-        ids = [tuple(map(int, event["id"].split("-"))) for event in page]
+        page = list(self.client.events(job_id, follow=False))
+        ids = [tuple(map(int, event.id.split("-"))) for event in page]
         assert ids == sorted(set(ids))
-        ends = [event["data"]["status"] for event in page if event["data"].get("status") in TERMINAL]
+        ends = [event["status"] for event in page if event.get("status") in TERMINAL]
         assert ends == [status]
-        assert page[-1]["data"] == {"type": "status", "status": status}
+        assert page[-1].data == {"type": "status", "status": status}
 
     def _check_store(self, job_id: str, status: str) -> None:
         store: Any = self.store
@@ -192,5 +187,4 @@ class Scene:
 
 def content(client: Client, job_id: str) -> str:
     """One hash over all of a job's artifacts."""
-    manifest: dict[str, Any] = client._json("GET", f"/v1/jobs/{job_id}/manifest")
-    return str(manifest["content_sha256"])
+    return str(client.manifest(job_id)["content_sha256"])

@@ -12,7 +12,7 @@ from tests.chaos.scene import LEASE_S, PHASES, Scene, trainers, until
 
 Begin = Callable[..., Scene]
 TARGETS = ["trainer", "supervisor", "worker", "api", "valkey"]
-QUICK = {"nowcasting", "calibrating", "packaging"}  # of this small job may be over before a fault is made
+QUICK = {"nowcasting", "calibrating", "charting", "packaging"}  # of this small job may be over before a fault is made
 
 
 @pytest.mark.chaos
@@ -29,7 +29,7 @@ def test_kill_9_in_every_phase(scene: Begin, target: str) -> None:
 
 
 @pytest.mark.fault("kill -9 of {target}, once", (3, 5, 10, 13, 15, 16))
-@pytest.mark.parametrize("target", ["trainer", "worker"])
+@pytest.mark.parametrize("target", [pytest.param("trainer", marks=pytest.mark.chaos), "worker"])
 def test_kill_9_of_who_works(scene: Begin, target: str) -> None:
     running = scene()
     job_id = running.start()

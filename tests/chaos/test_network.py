@@ -59,7 +59,7 @@ def test_a_worker_cut_off_stops_its_trainer_and_another_finishes(scene: Begin) -
         job = running.judge(job_id, same_bytes=False)
         events = list(running.client.events(job_id))
         time.sleep(LEASE_S)
-        assert running.client.job(job_id) == job
+        assert running.client.job(job_id).raw == job
         assert list(running.client.events(job_id)) == events
         assert job["attempts"] == 2
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 Client = Callable[[str | None], HfApi]
 Publish = Callable[..., Publication]
 REPO = "alice/base-know"
-KNOWN_FILES = {"base-model-card.md", "report.json", "report.md", "manifest.json", "forgetting-curve.png"}
+KNOWN_FILES = {"base-model-card.md", "report.json", "report.md", "manifest.json", "forgetting-curve.png",
+               "before-after.png", "landscape.png"}  # fmt: skip
 
 
 @pytest.fixture

@@ -1,19 +1,19 @@
 """The model card says what the report says, to people and to the Hub, whatever strangers call their things."""
 
+import io
 import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from known_core.card import draw_forgetting_curve, render_card
+from known_core.card import PICTURES, draw_pictures, render_card
 from known_core.comparison import UNCHANGED
 from known_core.files import sha256_file
 from known_core.manifest import write_manifest
@@ -206,15 +206,25 @@ def test_the_checksums_can_be_run(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "config.json: OK\n")
 
 
-def test_the_picture_opens_and_is_the_same_each_time(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        draw_forgetting_curve(sample_report(), tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (1080, 630)
-        pixels = np.asarray(picture.convert("RGB"))
-    assert (pixels[0, 0] == 255).all()  # opaque and white, so that a dark page cannot swallow the words
-    assert (pixels == (0x1F, 0x5F, 0xA8)).all(axis=2).any()
-    other = sample_report({"continued": 0.01, "x1.11": -0.1})
-    draw_forgetting_curve(other, tmp_path / "c.png")
-    assert (tmp_path / "c.png").read_bytes() != (tmp_path / "a.png").read_bytes()
+def test_the_pictures_open_and_are_the_same_each_time() -> None:
+    made = draw_pictures(sample_report())
+    assert made == draw_pictures(sample_report())
+    assert set(made) == set(PICTURES.values())
+    text = card(sample_report()).text
+    for path, content in made.items():
+        assert f"]({path})" in text
+        assert len(content) < 150_000
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.width == 1080
+            assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)  # a dark page cannot swallow the words
+    other = draw_pictures(sample_report({"continued": 0.01, "x1.11": -0.1}))
+    assert all(other[path] != content for path, content in made.items())
+
+
+def test_a_trajectory_without_data_shows_its_plane() -> None:
+    whole = sample_report()
+    report = {name: whole[name] for name in ("hypermodel", "weights_predicted", "task", "plane", "weight_changes")}
+    report |= {"settings": {}, "sources": {}}
+    report["plane"]["surface"] = None
+    assert set(draw_pictures(report)) == {PICTURES["landscape"]}
+    assert PICTURES["landscape"] in card(report).text

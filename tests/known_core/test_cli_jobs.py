@@ -31,7 +31,7 @@ def test_enhance_waits_downloads_and_reports(run: Run, inputs: Inputs, tmp_path:
     assert status == 0, said
     assert "selected: x4" in out
     assert "* delivered. You asked for x4." in said
-    assert "4 files in" in said  # report.json, report.md, and the two of x4
+    assert "5 files in" in said  # three forms of the report, and the two of x4
     assert (tmp_path / "out" / "x4" / "model.safetensors").is_file()
     assert not (tmp_path / "out" / "x2").exists()
     job_id = out.split()[0]
@@ -39,6 +39,10 @@ def test_enhance_waits_downloads_and_reports(run: Run, inputs: Inputs, tmp_path:
     status, out, said = run("jobs", "show", job_id)
     assert (status, out) == (0, f"{job_id} succeeded\nselected: x4\n")
     assert "Before and after" in said
+    status, out, said = run("report", job_id)
+    assert status == 0, said
+    assert "You asked for x4." in out
+    assert "x4 *" in out
     status, out, _ = run("jobs", "list", "--limit", 1, "--status", "succeeded")
     assert status == 0
     assert out.splitlines()[0].split()[::2] == [job_id, "succeeded"]
@@ -99,12 +103,12 @@ def test_pausing_and_resuming(run: Run, client: Client, inputs: Inputs, tmp_path
 def test_settings_that_cannot_be(
     run: Run, client: Client, inputs: Inputs, tmp_path: Path, flags: list[str], expected: str
 ) -> None:
-    before = client.jobs(limit=1)
+    before = list(client.jobs(limit=1))
     status, out, said = run(*arguments(inputs, tmp_path), *flags)
     assert (status, out) == (1, "")
     assert expected in said
     assert "Traceback" not in said
-    assert client.jobs(limit=1) == before
+    assert list(client.jobs(limit=1)) == before
 
 
 @pytest.mark.parametrize("flag", ["--model", "--dataset", "--downstream"])

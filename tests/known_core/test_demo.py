@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from known_core.manifest import verify_manifest
 
@@ -39,6 +40,7 @@ def test_the_demo(tmp_path: Path) -> None:
     assert [p for p in psutil.process_iter(["cmdline"]) if used in " ".join(p.info["cmdline"] or [])] == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     process = start(tmp_path)
     assert process.stdout is not None

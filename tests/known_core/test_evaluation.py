@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from known_core.checkpoint import Checkpoint
 from known_core.comparison import UNCHANGED, ProbeResult, compare, comparison, conclusion, select
-from known_core.evaluation import _draw, probe_runs, transfer_probe
+from known_core.evaluation import draw_examples, probe_runs, transfer_probe
 from known_core.inputs import lay_out
 from known_core.spec import EvaluationSettings, JobSpec
 from known_core.statistics import Interval
@@ -84,19 +84,19 @@ def test_the_report_s_rows() -> None:
 @given(st.lists(st.integers(2, 30), min_size=2, max_size=6), st.integers(1, 100), st.integers(0, 1000))
 def test_draws_are_balanced_disjoint_and_complete(counts: list[int], wanted: int, seed: int) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts), dtype=np.int64), counts))
-    chosen, rest = _draw(labels, wanted, seed)
+    chosen, rest = draw_examples(labels, wanted, seed)
     assert len(chosen) == min(wanted, len(labels) * 3 // 4)
     assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(len(labels)))
     drawn = np.bincount(labels[chosen], minlength=len(counts))
     for count, other in zip(drawn, counts, strict=True):
         assert count == other or count >= drawn.max() - 1  # even, unless a class is used up
-    again, _ = _draw(labels, wanted, seed)
+    again, _ = draw_examples(labels, wanted, seed)
     assert np.array_equal(chosen, again)
 
 
 def test_draws_of_other_seeds_differ() -> None:
     labels = np.arange(200, dtype=np.int64) % 4
-    assert len({tuple(sorted(_draw(labels, 20, seed)[0].tolist())) for seed in range(10)}) == 10
+    assert len({tuple(sorted(draw_examples(labels, 20, seed)[0].tolist())) for seed in range(10)}) == 10
 
 
 def test_probe_runs() -> None:

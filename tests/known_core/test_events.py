@@ -36,6 +36,19 @@ def test_phases_steps_and_the_time_left(clock: list[float]) -> None:
     }  # fmt: skip
 
 
+def test_the_loss_of_an_event_is_the_mean_since_the_last(clock: list[float]) -> None:
+    seen: list[dict[str, Any]] = []
+    reporter = Reporter(seen.append)
+    reporter.phase("forgetting", "1 of 2")
+    for step, loss in enumerate((4.0, 2.0, 1.0), start=1):
+        clock[0] += 0.3
+        reporter.step(step, 4, loss)
+    reporter.phase("forgetting", "2 of 2")
+    clock[0] += 1
+    reporter.step(4, 4)
+    assert [event.get("loss") for event in seen if event["type"] == "progress"] == [4.0, 1.5, None]
+
+
 def test_errors_survive_pickling() -> None:
     error = KnownError("header_truncated", "model has 3 bytes", "Upload again.", pointer="/model", retryable=True)
     again = pickle.loads(pickle.dumps(error))

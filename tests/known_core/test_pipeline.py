@@ -19,14 +19,14 @@ from known_core.events import Emit
 from known_core.files import read_json, sha256_file
 from known_core.inputs import lay_out
 from known_core.manifest import verify_manifest
-from known_core.report import _notes
-from known_core.spec import JobSpec, NowcastSettings, OutputSettings
+from known_core.report.build import _notes
+from known_core.spec import JobSpec, LandscapeSettings, NowcastSettings, OutputSettings
 from known_core.tasks import TASKS
 from known_core.tasks.opened import OpenTask
 
 Event = dict[str, Any]
 PHASES = ["downloading", "evaluating_before", *["forgetting"] * 6, "nowcasting", "calibrating", "evaluating_after",
-          "packaging"]  # fmt: skip
+          "charting", "packaging"]  # fmt: skip
 CANDIDATES = ["x2", "x4", "x8", "continued", "swa"]
 
 
@@ -93,8 +93,8 @@ def test_artifacts_are_listed_and_verify(finished: Job) -> None:
         path.relative_to(finished.artifacts).as_posix() for path in finished.artifacts.rglob("*") if path.is_file()
     }
     weights = {f"{name}/{file}" for name in ("unchanged", *CANDIDATES) for file in ("config.json", "model.safetensors")}
-    assert names == weights | {"report.json", "report.md", "manifest.json"}
-    assert verify_manifest(finished.artifacts) == 14
+    assert names == weights | {"report.json", "report.md", "report.html", "manifest.json"}
+    assert verify_manifest(finished.artifacts) == 15
     manifest = read_json(finished.artifacts / "manifest.json")
     assert manifest["inputs_sha256"]["dataset"] == sha256_file(Path(str(finished.spec.dataset)))
     assert manifest["subsets"][0]["examples"] == 240
@@ -119,7 +119,7 @@ def test_candidates_come_in_shards_where_asked(finished: Job, tmp_path: Path) ->
         assert found.tensors.keys() == whole.tensors.keys()
         assert all(torch.equal(found.read(tensor), whole.read(tensor)) for tensor in whole.tensors)
     assert [path.name for path in (job.artifacts / "unchanged").glob("*.safetensors")] == ["model.safetensors"]
-    assert verify_manifest(job.artifacts) > 14
+    assert verify_manifest(job.artifacts) > 15
 
 
 def test_unchanged_is_the_given_model(finished: Job) -> None:
@@ -145,6 +145,7 @@ def test_the_report_has_gains_with_intervals(finished: Job) -> None:
     assert report["own_task"]["x2"]["difference"]["n"] == 80
     markdown = (finished.artifacts / "report.md").read_text()
     assert report["conclusion"] in markdown
+    assert report["conclusion"] in (finished.artifacts / "report.html").read_text()
     assert all(f"| {name} |" in markdown for name in ("unchanged", *CANDIDATES))
 
 
@@ -199,6 +200,45 @@ def test_a_finished_job_run_again_does_nothing(finished: Job) -> None:
     assert [event["type"] for event in events] == ["status"]
 
 
+def test_the_report_has_what_its_figures_show(finished: Job) -> None:
+    """A chain's four states, and the two controls that are trained on their own."""
+    report = read_json(finished.artifacts / "report.json")
+    assert [figure["name"] for figure in report["figures"]] == [
+        "before_after", "landscape", "forgetting", "weight_changes", "losses"
+    ]  # fmt: skip
+    names = [f"state {index}" for index in range(1, 5)]
+    assert [stage["name"] for stage in report["losses"]] == [*names, "continued", "swa"]
+    assert [stage["examples"] for stage in report["losses"]] == [120, 60, 30, 15, 240, 240]
+    assert [step for step, _ in report["losses"][0]["curve"]] == [1, 2, 3, 4]  # 120 examples in batches of 32
+    plane = report["plane"]
+    assert list(plane["points"]) == [*names, *CANDIDATES]
+    surface = plane["surface"]
+    assert len(surface["loss"]) == len(surface["a"]) == len(surface["b"]) == 11
+    assert (surface["examples"], surface["batch_norm"]) == (64, 64)
+    shown = report["weight_changes"]["candidate"]
+    assert shown == report["selected"] or report["selected"] == "unchanged"
+    before, after = (load_file(finished.artifacts / name / "model.safetensors") for name in ("unchanged", shown))
+    for tensor in report["weight_changes"]["tensors"]:
+        given, difference = before[tensor["name"]], after[tensor["name"]] - before[tensor["name"]]
+        assert tensor["change"] == pytest.approx(float(difference.norm() / given.norm()), rel=1e-4)
+    seconds = read_json(finished.artifacts / "manifest.json")["seconds"]
+    assert {"plane", "surface"} <= seconds.keys()
+
+
+def test_the_loss_at_the_given_weights_is_the_one_evaluated(tiny_spec: JobSpec, tmp_path: Path) -> None:
+    """Where the sample is all of what is evaluated on; and progress of trainings carries their loss."""
+    settings = {"landscape": LandscapeSettings(points=3, examples=1000)}
+    spec = tiny_spec.model_copy(update={"evaluation": tiny_spec.evaluation.model_copy(update=settings)})
+    events: list[Event] = []
+    report = read_json(pipeline.run(spec, tmp_path / "job", events.append) / "report.json")
+    at = report["plane"]["surface"]["at"]
+    for name, row in report["own_task"].items():
+        assert at[name] == pytest.approx(row["loss"], rel=1e-5), name
+    assert {"loss" in event for event in events if event["type"] == "progress" and event["phase"] == "forgetting"} == {
+        True
+    }
+
+
 def _after_stage_2(event: Event) -> bool:
     return bool(event["type"] == "phase" and event["detail"] == "3 of 6")
 
@@ -207,11 +247,15 @@ def _while_nowcasting(event: Event) -> bool:
     return bool(event["type"] == "progress" and event["phase"] == "nowcasting")
 
 
+def _while_charting(event: Event) -> bool:
+    return bool(event["type"] == "progress" and event["phase"] == "charting")
+
+
 def _at_packaging(event: Event) -> bool:
     return bool(event["type"] == "phase" and event["phase"] == "packaging")
 
 
-@pytest.mark.parametrize("when", [_after_stage_2, _while_nowcasting, _at_packaging])
+@pytest.mark.parametrize("when", [_after_stage_2, _while_nowcasting, _while_charting, _at_packaging])
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     finished: Job, tmp_path: Path, when: Callable[[Event], bool]
 ) -> None:

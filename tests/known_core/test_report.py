@@ -2,7 +2,7 @@
 
 import pytest
 
-from known_core.report import _harm
+from known_core.report.build import _harm
 from tests.artifacts import sample_report
 
 

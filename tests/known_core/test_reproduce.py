@@ -302,7 +302,7 @@ def test_a_trajectory_is_reproduced(nowhere: Hub, tmp_path: Path, monkeypatch: p
     assert found.figures is None
     assert not replace(found, stack={}).explained
     assert [event["phase"] for event in events if event["type"] == "phase"] == [
-        "checking", "downloading", "nowcasting", "packaging"
+        "checking", "downloading", "nowcasting", "charting", "packaging"
     ]  # fmt: skip
     del given["state-3"], given["state-4"]
     with pytest.raises(KnownError, match=r"state-3, state-4.*\(input_missing\).*--state PATH;"):

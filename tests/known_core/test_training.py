@@ -107,15 +107,16 @@ def test_no_weight_decay() -> None:
 
 @pytest.mark.parametrize(("epochs", "batch_size", "total"), [(2, 16, 8), (3, 20, 12), (1, 1000, 1)])
 def test_steps_are_reported_to_the_last(epochs: int, batch_size: int, total: int) -> None:
-    steps: list[tuple[int, int]] = []
-    run(network(), epochs=epochs, batch_size=batch_size, on_step=lambda step, of: steps.append((step, of)))
-    assert steps == [(step + 1, total) for step in range(total)]
+    steps: list[tuple[int, int, float]] = []
+    mean = run(network(), epochs=epochs, batch_size=batch_size, on_step=lambda *step: steps.append(step))
+    assert [step[:2] for step in steps] == [(step + 1, total) for step in range(total)]
+    assert sum(loss for *_, loss in steps) / total == pytest.approx(mean)
 
 
 def trained(share: float, **changes: Any) -> tuple[nn.Module, list[dict[str, Tensor]]]:
     """A trained network, and its weights after each step."""
     model, weights = network(**changes), []
-    run(model, average_last=share, on_step=lambda step, total: weights.append(state(model)))
+    run(model, average_last=share, on_step=lambda step, total, loss: weights.append(state(model)))
     return model, weights
 
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
+from heapq import heapify, heapreplace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -56,15 +57,17 @@ def _job(repository: JobRepository, end: JobStatus | None) -> tuple[str, int]:
 
 
 def _work(repository: JobRepository, running: list[tuple[str, int]], events_per_s: float, stop: Event) -> None:
-    """What twenty workers write: progress of each job, and its heartbeat."""
-    step = 0
-    while not stop.wait(1 / events_per_s):
-        step += 1
-        for job_id, fence in running:
-            progress = {"phase": "forgetting", "step": step, "total": 10**6, "eta_seconds": 1.0}
-            repository.add_event(job_id, fence, {"type": "progress", **progress}, {"progress": json.dumps(progress)})
-            if step % 20 == 0:
-                repository.heartbeat(job_id, fence, _LEASE_S)
+    """What twenty workers write, each in its own time: progress of its job, and its heartbeat."""
+    turns = [(random.uniform(0, 1 / events_per_s), 1, job) for job in running]
+    heapify(turns)
+    begun = time.monotonic()
+    while not stop.wait(max(0, begun + turns[0][0] - time.monotonic())):
+        due, step, (job_id, fence) = turns[0]
+        progress = {"phase": "forgetting", "step": step, "total": 10**6, "eta_seconds": 1.0}
+        repository.add_event(job_id, fence, {"type": "progress", **progress}, {"progress": json.dumps(progress)})
+        if step % 20 == 0:
+            repository.heartbeat(job_id, fence, _LEASE_S)
+        heapreplace(turns, (due + 1 / events_per_s, step + 1, (job_id, fence)))
 
 
 def _percentile(times_ms: list[float], share: float) -> float:

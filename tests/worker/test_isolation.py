@@ -97,6 +97,7 @@ def test_without_isolation_root_reaches_everything(folder: Path, stack: Stack) -
     assert found["links_afterwards"] == []
 
 
+@pytest.mark.slow
 def test_without_isolation_an_ordinary_user_reaches_what_is_that_user_s(folder: Path, stack: Stack) -> None:
     found = run_probe(folder, stack, "off", as_nobody())
     assert {name for name, got in found["attempts"].items() if got} >= names(Attempts) - NEVER - NEED_ROOT

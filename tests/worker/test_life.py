@@ -24,11 +24,11 @@ LONG: dict[str, Any] = {"forgetting": {"epochs_per_stage": 1000, "learning_rate"
 def until(client: Client, job_id: str, enough: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
     """The job once it is so; it has so many seconds."""
     deadline = time.monotonic() + seconds
-    job = client.job(job_id)
+    job = client.job(job_id).raw
     while not enough(job):
         assert time.monotonic() < deadline, job
         time.sleep(0.05)
-        job = client.job(job_id)
+        job = client.job(job_id).raw
     return job
 
 
@@ -54,23 +54,23 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_was(
     assert trainers(job_id) == []
     assert not paused["pausing"]
     assert paused["phase"] is None
-    assert paused["cost"]["actual_seconds"] > 0
-    listed = client._json("GET", f"/v1/jobs/{job_id}/checkpoints")["data"]
+    assert paused["cost"]["actual"]["seconds"] > 0
+    listed = client.checkpoints(job_id)
     assert {"inputs", "evaluation-unchanged", "fan-0"} <= {stage["stage"] for stage in listed}
     assert all(stage["bytes"] > 0 for stage in listed)
-    assert job_id in [job["id"] for job in client.jobs(status="paused")["data"]]
+    assert job_id in [job.id for job in client.jobs(status="paused")]
     work = stack.logs.parent / "jobs" / job_id / "run" / "work"
     kept = {path: path.stat().st_mtime_ns for path in work.glob("[!.]*/stage.json")}
     with pytest.raises(KnownError, match="job_busy"):
         client.delete(job_id)
     time.sleep(3 * float(SETTINGS["KNOWN_REAP_SECONDS"]))
-    assert client.job(job_id) == paused, "nothing wakes a paused job"
+    assert client.job(job_id).raw == paused, "nothing wakes a paused job"
 
     assert client.resume(job_id)["status"] in ("queued", "validating")
     job = ended(client, job_id)
     assert job["status"] == "succeeded", client.logs(job_id)
     assert job["attempts"] == 1
-    assert job["cost"]["actual_seconds"] > paused["cost"]["actual_seconds"]
+    assert job["cost"]["actual"]["seconds"] > paused["cost"]["actual"]["seconds"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert content(client, job_id) == content(client, finished_job)
     assert statuses(client, job_id) == [
@@ -119,7 +119,7 @@ def test_a_job_stops_at_its_limit(client: Client, start_job: Callable[..., str])
     assert job["status"] == "failed"
     assert job["error"]["code"] == "limit_reached"
     assert "limits.max_gpu_seconds, 4 s" in job["error"]["message"]
-    assert job["cost"]["actual_seconds"] >= 4
+    assert job["cost"]["actual"]["seconds"] >= 4
     assert job["request"]["limits"] == {"max_gpu_seconds": 4}
     assert trainers(job_id) == []
 
@@ -133,7 +133,7 @@ def test_the_limit_is_of_all_attempts_together(stack: Stack, client: Client, sta
     client.resume(job_id)
     job = ended(client, job_id)
     assert job["error"]["code"] == "limit_reached"
-    assert job["cost"]["actual_seconds"] >= 3600
+    assert job["cost"]["actual"]["seconds"] >= 3600
 
 
 @pytest.mark.slow

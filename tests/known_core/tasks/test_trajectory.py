@@ -42,6 +42,16 @@ def test_five_states_make_candidates(tmp_path: Path) -> None:
     assert (report["task"], report["selected"], report["hypermodel"]["design"]) == (None, "x2", "chain")
     assert report["weights_predicted"] == {"conv": 54, "fc": 24, "bias": 6, "carried": 1}
     assert "Nothing was measured" in (artifacts / "report.md").read_text()
+    assert "Nothing was measured" in (artifacts / "report.html").read_text()
+    assert [figure["name"] for figure in report["figures"]] == ["landscape", "weight_changes"]
+    assert report["plane"]["surface"] is None
+    assert set(report["plane"]["points"]) == {
+        *(f"state {index}" for index in range(1, 5)),
+        "x2",
+        "x4",
+        "mean",
+        "shrink",
+    }
     before, after = load_file(states[0]), load_file(artifacts / "x2" / "model.safetensors")
     assert {name: (t.shape, t.dtype) for name, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
     assert torch.equal(before["odd.count"], after["odd.count"])
