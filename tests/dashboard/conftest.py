@@ -67,7 +67,7 @@ def standing(guarded: Stack, key_of: Callable[..., str], inputs: Inputs) -> Iter
     store = connect(guarded.store_url)
     repository = JobRepository(store)
     with Client(guarded.url, key) as client:
-        request = inputs.request(client, f"{guarded.url}#lab", webhook={"url": "http://127.0.0.1:9/hook?token=x"})
+        request = inputs.request(client, f"{guarded.url}#lab", webhook={"url": "http://127.0.0.1:9999/hook?token=x"})
         jobs = {name: client.enhance(request)["id"] for name in ("running", "failed", "canceled", "paused", "queued")}
         client.cancel(jobs["canceled"])
         client.pause(jobs["paused"])

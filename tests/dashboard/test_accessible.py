@@ -50,7 +50,9 @@ def test_a_job_in_each_state(lab: BrowserContext, standing: dict[str, str], stat
         expect(page.locator("#forgetting canvas")).to_be_visible()
     if state == "failed":
         expect(page.get_by_role("alert")).to_contain_text("out_of_memory")
-        expect(page.get_by_role("region", name="Webhook deliveries").first).to_contain_text("http://127.0.0.1:9/hook")
+        expect(page.get_by_role("region", name="Webhook deliveries").first).to_contain_text(
+            "http://127.0.0.1:9999/hook"
+        )
     check(page)
 
 
@@ -100,6 +102,10 @@ def test_a_finished_job_and_its_question(browser: Browser, stack: Stack, finishe
         page = context.new_page()
         page.goto(f"/jobs/{finished_job}")
         expect(page.locator("#forgetting canvas")).to_be_visible()
+        for figure in page.locator(".figures img").all():
+            figure.scroll_into_view_if_needed()
+            expect(figure).to_have_js_property("complete", True)
+            assert figure.evaluate("(image) => image.naturalWidth") > 0
         check(page)
         page.get_by_role("button", name="Republish").click()
         check(page)

@@ -91,8 +91,14 @@ function start() {
   });
 }
 
-function show({ resolved, estimate }, request) {
-  at("estimate").replaceChildren(...(estimate ? [facts(estimateFacts(estimate))] : []));
+const NO_ESTIMATE = {
+  no_calibration: "There is no estimate: no worker has calibrated its device yet.",
+  model_not_counted: "There is no estimate: this network cannot be counted without running it.",
+  inputs_not_sampled: "There is no estimate: the data could not be looked at.",
+};
+
+function show({ resolved, estimate, no_estimate: none }, request) {
+  at("estimate").replaceChildren(estimate ? facts(estimateFacts(estimate)) : element("p", "muted", NO_ESTIMATE[none] ?? ""));
   at("resolved").replaceChildren(facts(resolved));
   const text = JSON.stringify(request, null, 2);
   const key = "withKey" in form.dataset ? '-H "Authorization: Bearer $KNOWN_API_KEY" ' : "";
@@ -108,12 +114,12 @@ print(Client("${location.origin}").enhance(request)["id"])`;
   at("understood-title").focus();
 }
 
-function estimateFacts({ seconds, gpu_memory_bytes: gpu, memory_bytes: memory, disk_bytes: disk }) {
-  const range = (value, how) => (value === null || value === undefined ? null
-    : typeof value === "number" ? how(value)
-      : "expected" in value ? `${how(value.expected)} (${how(value.low)} to ${how(value.high)})`
-        : Object.fromEntries(Object.entries(value).map(([name, part]) => [name, typeof part === "number" ? how(part) : part])));
-  return { time: range(seconds, duration), "GPU memory": range(gpu, size), memory: range(memory, size), disk: range(disk, size) };
+function estimateFacts({ seconds, gpu_memory_bytes: gpu, memory_bytes: memory, disk_bytes: disk, basis }) {
+  const range = (value, how) => value && `${how(value.expected)} (${how(value.low)} to ${how(value.high)})`;
+  return {
+    time: range(seconds, duration), "GPU memory": range(gpu, size), memory: range(memory, size), disk: range(disk, size),
+    "known from": basis,
+  };
 }
 
 function facts(values) { // templates/parts.html does the same
