@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -136,8 +135,7 @@ def _axis(values: Sequence[float], count: int) -> list[float]:
     margin = _MARGIN * (high - low)
     step = (high - low + 2 * margin) / (count - 1)
     first = -min(max(round((margin - low) / step), 0), count - 1)
-    steps: NDArray[np.float64] = np.arange(first, first + count) * step
-    return [float(value) for value in steps]
+    return [place * step for place in range(first, first + count)]
 
 
 def _rounded(value: float) -> float:

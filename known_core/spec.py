@@ -79,9 +79,9 @@ class LandscapeSettings(Settings):
     """The loss over the plane of the trajectory, for the report's figure alone."""
 
     points: Literal[0] | Annotated[int, Field(ge=3, le=51)] = Field(
-        11, description="of the grid along each axis; 0: no loss is measured"
+        9, description="of the grid along each axis; 0: no loss is measured"
     )
-    examples: int = Field(64, ge=1, le=4096, description="held-out examples, at most, that each loss is the mean of")
+    examples: int = Field(32, ge=1, le=4096, description="held-out examples, at most, that each loss is the mean of")
 
 
 class EvaluationSettings(Settings):

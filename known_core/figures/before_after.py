@@ -12,7 +12,7 @@ CAPTION = (
     "Every candidate was fine-tuned on the same downstream examples, seed by seed. A mark is the mean difference to "
     "the given weights, the line its 95 % interval, a circle one seed. Only a line that is right of zero shows a gain."
 )
-_ROW, _TOP, _LEFT, _RIGHT = 31.0, 32.0, 108.0, 88.0  # points
+_ROW, _TOP, _LEFT, _RIGHT = 34.0, 32.0, 122.0, 96.0  # points
 
 
 def available(report: dict[str, Any]) -> bool:
@@ -54,12 +54,12 @@ def draw(report: dict[str, Any]) -> Figure:
         weight = "bold" if delivered else "normal"
         write(figure, 6, top + (-1 if delivered else 3.5), name, fontweight=weight)
         if delivered:
-            write(figure, 6, top + 10, "delivered", color=MUTED, size=SMALL)
+            write(figure, 6, top + 12, "delivered", color=MUTED, size=SMALL)
         write(figure, _LEFT - 8, top + 3.5, percent(row["mean"]), color=MUTED, size=SMALL, ha="right")
         right = WIDTH - 4
         write(figure, right, top - 1, f"{100 * gain['mean']:+.2f}", color=tint, fontweight="bold", ha="right")
         words = f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
-        write(figure, right, top + 10, words, color=MUTED, size=SMALL, ha="right")
+        write(figure, right, top + 12, words, color=MUTED, size=SMALL, ha="right")
     axes.margins(x=0.06)
     write(figure, 6, 14, f"unchanged: {percent(before['mean'])} downstream {metric(report)}", size=SMALL, color=MUTED)
     write(figure, WIDTH - 4, 14, "mean [95 %]", size=SMALL, color=MUTED, ha="right")

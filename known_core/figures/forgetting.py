@@ -13,8 +13,8 @@ CAPTION = (
     "How the given weights and each state of the trajectory do on the task they were trained for. Predictions may lie "
     "below the given weights here and still be the better start to fine-tune from: the figure before says which."
 )
-_LEFT, _TOP, _PANEL, _RIGHT = 34.0, 22.0, 168.0, 124.0  # points
-_LINE = 12.0  # between the labels of marks
+_LEFT, _TOP, _PANEL, _RIGHT = 34.0, 22.0, 168.0, 142.0  # points
+_LINE = 14.0  # between the labels of marks
 
 
 def available(report: dict[str, Any]) -> bool:
@@ -68,7 +68,7 @@ def draw(report: dict[str, Any]) -> Figure:
         write(figure, right, top + 3, name, color=tint, size=SMALL)
         write(figure, WIDTH - 4, top + 3, f"{value:.1f}", color=tint, size=SMALL, ha="right")
     write(figure, _LEFT - 28, 12, f"{metric(report)}, %", size=SMALL, color=MUTED)
-    words = "examples trained on; a prediction stands at the data it stands for"
+    words = "examples trained on, or that a prediction stands for"
     write(figure, _LEFT, _TOP + _PANEL + 32, words, size=SMALL, color=MUTED)
     return figure
 
@@ -82,7 +82,7 @@ def _ticks(places: list[float], width: float) -> list[float]:
     span = math.log2(places[-1] / places[0]) or 1.0
     kept: list[float] = []
     for place in reversed(places):
-        room = 6 + 2.7 * (len(f"{place:,.0f}") + (len(f"{kept[-1]:,.0f}") if kept else 0))
+        room = 6 + 3.1 * (len(f"{place:,.0f}") + (len(f"{kept[-1]:,.0f}") if kept else 0))
         if not kept or math.log2(kept[-1] / place) / span * width >= room:
             kept.append(place)
     return kept[::-1]

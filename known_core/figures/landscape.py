@@ -72,7 +72,7 @@ def describe(report: dict[str, Any]) -> str:
 def draw(report: dict[str, Any]) -> Figure:
     plane = report["plane"]
     surface, scale = plane.get("surface"), 100 / plane["length"]
-    figure = new_figure(_TOP + _PANEL + 54)
+    figure = new_figure(_TOP + _PANEL + 66)
     axes = panel(figure, _LEFT, _TOP, WIDTH - _LEFT - _RIGHT, _PANEL)
     points = {name: (scale * point["a"], scale * point["b"]) for name, point in plane["points"].items()}
     states = [place for name, place in points.items() if name.startswith("state ")]
@@ -103,10 +103,10 @@ def draw(report: dict[str, Any]) -> Figure:
           color=MUTED)  # fmt: skip
     bottom = _TOP + _PANEL
     write(figure, _LEFT, bottom + 30, f"first axis ({shares[0]:.0%} of the trajectory), %", size=SMALL, color=MUTED)
-    words = "circles 1 to 4: states"
+    write(figure, _LEFT, bottom + 45, "circles 1 to 4: the states", size=SMALL, color=MUTED)
     if surface:
-        words += f"; shade and lines: loss on {surface['examples']} held-out examples"
-    write(figure, _LEFT, bottom + 44, words, size=SMALL, color=MUTED)
+        words = f"shade and lines: loss on {surface['examples']} held-out examples"
+        write(figure, _LEFT, bottom + 60, words, size=SMALL, color=MUTED)
     return figure
 
 

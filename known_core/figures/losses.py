@@ -12,7 +12,7 @@ CAPTION = (
     "The thin line is the loss of each step, or the mean of a few; the heavy one runs through their middle. It should "
     "fall or stay level: one that rises asks for a lower forgetting.learning_rate."
 )
-_ACROSS, _LEFT, _GAP, _PANEL, _TOP, _BETWEEN = 3, 34.0, 14.0, 74.0, 30.0, 50.0  # panels a row, then points
+_ACROSS, _LEFT, _GAP, _PANEL, _TOP, _BETWEEN = 3, 36.0, 16.0, 74.0, 32.0, 56.0  # panels a row, then points
 _SMOOTHED = 12  # parts of a curve that the heavy line is the mean over
 
 
@@ -57,7 +57,7 @@ def draw(report: dict[str, Any]) -> Figure:
         if column:
             axes.tick_params(labelleft=False)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
-        write(figure, left, top - 16, plain(stage["name"], 16), fontweight="bold", color=tint)
+        write(figure, left, top - 18, plain(stage["name"], 16), fontweight="bold", color=tint)
         write(figure, left, top - 5, f"{stage['examples']:,} examples", size=SMALL, color=MUTED)
     bottom = _TOP + rows * _PANEL + (rows - 1) * _BETWEEN
     write(

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 Place = tuple[float, float]
 WIDTH = 389  # points
-SIZE = 9.5  # of text, points
-SMALL = 8.5
+SIZE = 11  # of text, points
+SMALL = 10
 
 # role: light and dark. Told apart with every kind of colour vision (after Okabe and Ito 2008, darkened and lightened);
 # each has a contrast of at least 4.5 to the page that it lies on, the grid alone has less (WCAG 2.2, 1.4.3 and 1.4.11).
@@ -135,7 +135,7 @@ def name_points(axes: Axes, labels: Sequence[tuple[str, Place, str]], lines: Seq
             left, low = choice[:2]
             place = (left, low, left + size[0], low + size[1])
             covered = sum(_overlap(place, other) for index, other in enumerate(taken) if index != own)
-            return covered + 3 * (size[0] * size[1] - _overlap(place, edges))
+            return round(covered + 3 * (size[0] * size[1] - _overlap(place, edges)), 3)
 
         left, low, share = min(choices, key=cost)  # the first of the best
         taken.append((left - 4, low, left + width + 4, low + height))

@@ -15,7 +15,7 @@ CAPTION = (
     "what only shrinks or grows all weights alike looks like the weights themselves, around zero."
 )
 _MOST_ROWS = 20
-_ROW, _TOP, _LEFT, _RIGHT = 19.0, 30.0, 132.0, 44.0  # points
+_ROW, _TOP, _LEFT, _RIGHT = 19.0, 30.0, 138.0, 50.0  # points
 _OVERLAP = 1.5  # height of the highest ridge, in rows
 _BINS = 80
 
@@ -63,9 +63,9 @@ def draw(report: dict[str, Any]) -> Figure:
         write(figure, _LEFT - 8, down, label, size=SMALL, color=INK, ha="right")
         write(figure, WIDTH - 4, down, percent_of(change), size=SMALL, color=MUTED, ha="right")
     write(figure, WIDTH - 4, 12, "root mean square", size=SMALL, color=MUTED, ha="right")
-    write(figure, 6, 12, "first layer above, last below", size=SMALL, color=MUTED)
+    write(figure, 6, 12, "first layer on top", size=SMALL, color=MUTED)
     words = "change of a weight, % of its tensor's root mean square"
-    write(figure, _LEFT + (WIDTH - _LEFT - _RIGHT) / 2, top + height + 30, words, size=SMALL, color=MUTED, ha="center")
+    write(figure, WIDTH - 4, top + height + 32, words, size=SMALL, color=MUTED, ha="right")
     return figure
 
 
@@ -97,7 +97,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, float, list[dict[str, Any]]
 def _label(name: str) -> str:
     """The end of a tensor's name says most."""
     words = plain(name, 200)
-    return words if len(words) <= 24 else "…" + words[-23:]
+    return words if len(words) <= 20 else "…" + words[-19:]
 
 
 def _limit(report: dict[str, Any]) -> float:
