@@ -2,6 +2,7 @@
 
 import io
 import time
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,11 @@ from rich.progress import Progress
 
 _EVERY_S = 0.25  # between two pictures
 _PRE = "<pre style='white-space:pre;line-height:normal;font-family:monospace'>{code}</pre>"
+
+
+def _display() -> Any:
+    """IPython's, which is there wherever a notebook is."""
+    return import_module("IPython.display")
 
 
 class NotebookProgress(Progress):
@@ -20,10 +26,9 @@ class NotebookProgress(Progress):
         self._drawn_at = 0.0
 
     def start(self) -> None:
-        from IPython.display import HTML, display
-
+        display = _display()
         if self._handle is None:
-            self._handle = display(HTML(self._picture()), display_id=True)
+            self._handle = display.display(display.HTML(self._picture()), display_id=True)
 
     def stop(self) -> None:
         self.refresh()
@@ -35,10 +40,8 @@ class NotebookProgress(Progress):
 
     def refresh(self) -> None:
         if self._handle is not None:
-            from IPython.display import HTML
-
             self._drawn_at = time.monotonic()
-            self._handle.update(HTML(self._picture()))
+            self._handle.update(_display().HTML(self._picture()))
 
     def _picture(self) -> str:
         paper = Console(file=io.StringIO(), record=True, force_jupyter=False, force_terminal=True, width=100)

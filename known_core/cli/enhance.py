@@ -74,6 +74,7 @@ def enhance(
         raise KnownError(
             "usage", "there is nothing to enhance", "Give --model and --dataset, or --trajectory five times."
         )
+    request = read_json_file(settings) if settings else {}
     for given in filter(None, (model, dataset, base, downstream, *(trajectory or ()))):
         if not given.startswith("hub:") and not Path(given).exists():
             raise KnownError(
@@ -89,7 +90,7 @@ def enhance(
         "webhook": None if webhook is None else {"url": webhook},
     }
     wanted: dict[str, Any] = {
-        "request": read_json_file(settings) if settings else {},
+        "request": request,
         "model": _model(model, config, base),
         "dataset": _dataset(dataset, dataset_config, split, column, label),
         "trajectory": trajectory or None,

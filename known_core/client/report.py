@@ -3,6 +3,7 @@
 import html
 import io
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -47,9 +48,7 @@ class Report(dict[str, Any]):
         Args:
             names: of the pictures; None: all that the report has figures for.
         """
-        from known_core.figures import plot
-
-        return plot(self, names=names)
+        return import_module("known_core.figures").plot(self, names=names)
 
     def __str__(self) -> str:
         paper = io.StringIO()
