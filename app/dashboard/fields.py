@@ -54,10 +54,18 @@ def data_fields(pointer: str) -> list[FormField]:
     return _fields(DatasetInput, pointer, without=("upload_id", "hub", "columns", "labels"))
 
 
-def _fields(model: Any, pointer: str, without: Iterable[str] = ()) -> list[FormField]:
+def _fields(model: Any, pointer: str, without: Iterable[str] = (), label: str = "") -> list[FormField]:
     assert issubclass(model, BaseModel)
-    described = model.model_json_schema()["properties"]
-    return [_field(f"{pointer}/{name}", name, facts) for name, facts in described.items() if name not in without]
+    described, found = model.model_json_schema()["properties"], list[FormField]()
+    for name, facts in described.items():
+        inner = model.model_fields[name].annotation
+        if name in without:
+            continue
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += _fields(inner, f"{pointer}/{name}", label=f"{name} ")
+        else:
+            found.append(_field(f"{pointer}/{name}", label + name, facts))
+    return found
 
 
 def _field(pointer: str, name: str, facts: dict[str, Any]) -> FormField:
