@@ -30,9 +30,23 @@ def pages() -> dict[str, Path]:
     """What the site is made of: the name there, and the file here."""
     docs = ROOT / "docs"
     own = {path.relative_to(docs).as_posix(): path for path in sorted(docs.rglob("*")) if path.is_file()}
-    return {name: path for name, path in own.items() if path.suffix not in (".py", ".pyc")} | {
+    return {_name(name): path for name, path in own.items() if path.suffix not in (".py", ".pyc")} | {
         name: ROOT / path for name, path in _PAGES.items()
     }
+
+
+def _name(own: str) -> str:
+    return own.removesuffix(".ipynb") + ".md" if own.endswith(".ipynb") else own
+
+
+def as_page(notebook: Path) -> str:
+    """A notebook's cells, and where the notebook itself is."""
+    parts = [f"[This page as a notebook]({notebook.name})"]
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    parts[:2] = [parts[1].replace("\n", f"\n\n{parts[0]}\n", 1)]
+    return "\n\n".join(parts) + "\n"
 
 
 def relinked(name: str, source: Path, sites: dict[Path, str]) -> str:
@@ -91,7 +105,7 @@ def describe_routes(api: dict[str, Any]) -> str:
 
 def _type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
-        return schema["$ref"].rpartition("/")[2]
+        return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:
         return " or ".join(_type(one) for one in schema["anyOf"])
     bounds = [f"{word} {schema[key]}" for key, word in (("minimum", "from"), ("maximum", "to")) if key in schema]
@@ -114,7 +128,10 @@ def main() -> int:
     sites = {path: name for name, path in found.items()} | {ROOT / "docs" / "decisions" / "index.md": _DECISIONS}
     for name, path in found.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".md":
+        if path.suffix == ".ipynb":
+            (target / name).write_text(as_page(path), encoding="utf-8")
+            shutil.copyfile(path, target / name.replace(".md", ".ipynb"))
+        elif path.suffix == ".md":
             (target / name).write_text(relinked(name, path, sites), encoding="utf-8")
         else:
             shutil.copyfile(path, target / name)
