@@ -149,7 +149,7 @@ def calibrate(folder: Path, started_s: float) -> Device:
         "memory_bytes": memory,
         "accelerator_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if half else 0,
     }
-    return Device(**rates, **_measure_training(device, rates))
+    return Device(**(rates | _measure_training(device, rates)))
 
 
 def _best(work: Callable[[], object], device: torch.device | None = None) -> float:
@@ -286,8 +286,8 @@ def _measure_training(device: torch.device, rates: dict[str, Any]) -> dict[str, 
         _train(network, examples, size, device)
         took = _clock() - begun
         work = costs.work(size, training=True)
-        passes = sum(amount * rates["training"][kind] for kind, amount in zip(KINDS, work, strict=True))
-        return took - examples // size * (passes + costs.trained_tensors * rates["tensor"])
+        passes = float(sum(amount * rates["training"][kind] for kind, amount in zip(KINDS, work, strict=True)))
+        return took - examples // size * (passes + costs.trained_tensors * float(rates["tensor"]))
 
     none = min(seconds(8, 8) for _ in range(3))
     few = min(seconds(31 * 8, 8) for _ in range(2))

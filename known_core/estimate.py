@@ -23,7 +23,7 @@ from known_core.spec import JobSpec
 from known_core.tuning import probe_micro_batch
 from known_core.workload import Examples, Workload, measure_inputs
 
-LOW, HIGH = 0.65, 1.5  # of what is expected: nine of ten jobs measured end between (docs/estimate.md)
+LOW, HIGH = 0.65, 1.5  # of what is expected: every job measured lay between (docs/estimate.md)
 _MEMORY_LOW, _MEMORY_HIGH = 0.8, 1.35
 _CACHE_BYTES = 1 << 30  # of prepared images that stay in memory
 

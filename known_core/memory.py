@@ -38,7 +38,7 @@ def peak_memory() -> dict[str, int | None]:
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
     return {
         "memory_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "gpu_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else None,
+        "gpu_memory_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None,
     }
 
 

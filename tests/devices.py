@@ -25,11 +25,14 @@ TWO_CORES = Device(
 
 def scaled(device: Device, factor: float) -> Device:
     """One that takes ``factor`` times as long for everything."""
-    seconds = {name: value * factor for name, value in vars(device).items()
-               if isinstance(value, float) and name != "spread"}  # fmt: skip
-    passes: dict[str, Any] = {name: {kind: rate * factor for kind, rate in getattr(device, name).items()}
-                              for name in ("training", "inference")}  # fmt: skip
-    return replace(device, **seconds, **passes)
+    changed: dict[str, Any] = {
+        name: {kind: rate * factor for kind, rate in getattr(device, name).items()}
+        for name in ("training", "inference")
+    }
+    for name, value in vars(device).items():
+        if isinstance(value, float) and name != "spread":
+            changed[name] = value * factor
+    return replace(device, **changed)
 
 
 def keep(data_dir: Path, device: Device = TWO_CORES) -> None:

@@ -192,7 +192,7 @@ class BytesRange(BaseModel):
 
 
 class EstimateView(BaseModel):
-    """What a job will take, from a calibration of the device; nine jobs of ten end between low and high."""
+    """What a job will take, from a calibration of the device; every job measured lay between low and high."""
 
     seconds: SecondsRange
     memory_bytes: BytesRange = Field(description="at most at once")

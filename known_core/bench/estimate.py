@@ -50,12 +50,11 @@ def run_estimate(
     if unknown := [name for name in wanted if name not in JOBS]:
         raise KnownError("option_invalid", f"there is no job {unknown[0]!r}", f"Jobs: {', '.join(JOBS)}.")
     with tempfile.TemporaryDirectory(dir=work) as place:
-        rows, device = [], None
+        rows, device = [], _calibrated(Path(place), busy)
         for index, name in enumerate(wanted):
             folder = Path(place) / name
             folder.mkdir()
-            if device is None or index % 5 == 0:
-                on_progress("calibrating")
+            if index and index % 5 == 0:
                 device = _calibrated(Path(place), busy)
             on_progress(name)
             rows.append({"job": name, **_estimate_and_run(name, folder, device, busy)})
@@ -237,8 +236,9 @@ def _vit(count: int, **settings: Any) -> Make:
 
         config = transformers.ViTConfig(
             image_size=28, patch_size=7, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
-            intermediate_size=128, num_labels=5,
+            intermediate_size=128,
         )  # fmt: skip
+        config.num_labels = 5
         transformers.ViTForImageClassification(config).save_pretrained(folder / "model")
         transformers.ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder / "model")
         return {"model": folder / "model", "dataset": _images(folder / "data.zip", "fashion", count), **settings}
@@ -252,9 +252,10 @@ def _bert(kind: str, hidden: int, layers: int, length: int, count: int, **settin
 
         config = transformers.BertConfig(
             vocab_size=_tokenizer(folder / "model", length), hidden_size=hidden, num_hidden_layers=layers,
-            num_attention_heads=4, intermediate_size=2 * hidden, max_position_embeddings=length, num_labels=3,
-            **({"id2label": {0: "adj", 1: "noun", 2: "verb"}} if "Sequence" in kind else {}),
+            num_attention_heads=4, intermediate_size=2 * hidden, max_position_embeddings=length,
         )  # fmt: skip
+        if "Sequence" in kind:
+            config.id2label = {0: "adj", 1: "noun", 2: "verb"}
         getattr(transformers, kind)(config).save_pretrained(folder / "model")
         data = _texts(folder / "data.jsonl", count, labels="Sequence" in kind or kind == "BertModel")
         return {"model": folder / "model", "dataset": data, **settings}
