@@ -18,14 +18,14 @@ def test_waiting_and_reading_in_a_notebook(stack: Stack, finished_job: str) -> N
         "job.report().table()",
         "import sys\nprint('ipywidgets' in sys.modules)",
     ]
-    code = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    code: dict[str, Any] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
     document = {
         "nbformat": 4,
         "nbformat_minor": 4,
         "metadata": {},
         "cells": [code | {"source": cell} for cell in cells],
     }
-    notebook: Any = nbformat.from_dict(document)  # type: ignore[no-untyped-call]
+    notebook: Any = nbformat.from_dict(document)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     outputs: list[list[Any]] = [cell.outputs for cell in notebook.cells]
     assert outputs[0] == []
