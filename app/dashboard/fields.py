@@ -54,21 +54,26 @@ def data_fields(pointer: str) -> list[FormField]:
     return _fields(DatasetInput, pointer, without=("upload_id", "hub", "columns", "labels"))
 
 
-def _fields(model: Any, pointer: str, without: Iterable[str] = (), label: str = "") -> list[FormField]:
+def _fields(model: Any, pointer: str, without: Iterable[str] = (), of: str = "") -> list[FormField]:
+    """The fields of a model and of those within it.
+
+    Args:
+        of: what the model is part of, for its labels.
+    """
     assert issubclass(model, BaseModel)
     described, found = model.model_json_schema()["properties"], list[FormField]()
-    for name, facts in described.items():
-        inner = model.model_fields[name].annotation
+    for name, info in model.model_fields.items():
+        within = info.annotation
         if name in without:
             continue
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += _fields(inner, f"{pointer}/{name}", label=f"{name} ")
+        if isinstance(within, type) and issubclass(within, BaseModel):
+            found += _fields(within, f"{pointer}/{name}", of=f"{name} ")
         else:
-            found.append(_field(f"{pointer}/{name}", label + name, facts))
+            found.append(_field(f"{pointer}/{name}", f"{of}{name}", described[name]))
     return found
 
 
-def _field(pointer: str, name: str, facts: dict[str, Any]) -> FormField:
+def _field(pointer: str, label: str, facts: dict[str, Any]) -> FormField:
     variants = facts.get("anyOf", [facts])
     main = next(variant for variant in variants if variant.get("type") != "null")
     options = [str(option) for option in main.get("enum") or main.get("items", {}).get("enum") or []]
@@ -80,7 +85,7 @@ def _field(pointer: str, name: str, facts: dict[str, Any]) -> FormField:
     low, above = main.get("minimum"), main.get("exclusiveMinimum")
     return FormField(
         name=pointer,
-        label=name.replace("_", " ").capitalize(),
+        label=label.replace("_", " ").capitalize(),
         help=facts.get("description", "").replace("null", "empty"),
         kind=kinds.get(main["type"], "number"),
         default=facts.get("default"),

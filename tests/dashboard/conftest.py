@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from app.jobs.record import JobStatus
 from app.jobs.repository import JobRepository, connect
@@ -18,6 +18,7 @@ from known_core.client import Client
 from known_core.stack import Stack
 from tests.conftest import SETTINGS, Inputs
 
+expect.set_options(timeout=30_000)  # of a machine that does much else
 CHROMIUM = Path("/usr/bin/chromium")
 
 
