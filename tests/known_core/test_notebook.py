@@ -18,7 +18,7 @@ def test_waiting_and_reading_in_a_notebook(stack: Stack, finished_job: str) -> N
         "job.report().table()",
         "import sys\nprint('ipywidgets' in sys.modules)",
     ]
-    code = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    code: dict[str, Any] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
     document = {
         "nbformat": 4,
         "nbformat_minor": 4,
