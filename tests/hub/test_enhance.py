@@ -265,7 +265,7 @@ def test_wrong_states_of_republishing(world: World, published: dict[str, Any]) -
             "forgetting": {"epochs_per_stage": 1000},
         }, token=CANARY)  # fmt: skip
         with pytest.raises(KnownError, match="result_not_ready"):
-            client.republish(job["id"], {"hub": {"repo_id": "alice/x"}}, token=CANARY)
+            client.republish(job.id, "hub:alice/x", token=CANARY)
         client.cancel(job["id"])
     done = world.known("jobs", "republish", "job_" + "0" * 24, "--push", "hub:alice/x")
     assert "(job_not_found)" in done.stderr
