@@ -132,7 +132,8 @@ def test_a_job_s_spans_are_of_its_request_s_trace(ran: Ran, receiver: Receiver) 
     phases.sort(key=lambda span: span.start_time_unix_nano)
     names = [span.name for span in phases]
     assert [name for place, name in enumerate(names) if name != names[place - 1] or place == 0] == [
-        "downloading", "evaluating_before", "forgetting", "nowcasting", "calibrating", "evaluating_after", "packaging",
+        "downloading", "evaluating_before", "forgetting", "nowcasting", "calibrating", "evaluating_after", "charting",
+        "packaging",
     ]  # fmt: skip
     for before, after in itertools.pairwise(phases):
         assert before.start_time_unix_nano < before.end_time_unix_nano <= after.start_time_unix_nano

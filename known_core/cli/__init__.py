@@ -53,7 +53,7 @@ def serve(port: Annotated[int, typer.Option(help="of the API")] = 8000, data_dir
                 "OPEN: no API key is asked for; every user of this machine may use it, and no other machine. "
                 "KNOWN_ACCESS=keys changes that.", style="bold yellow", soft_wrap=True,
             )  # fmt: skip
-        console.print(f"data and logs: {data_dir.expanduser()}   Ctrl-C stops everything")
+        console.print(f"data and logs: {data_dir.expanduser()}   Ctrl-C stops everything", soft_wrap=True)
         while True:
             stack.check()
             time.sleep(1)

@@ -123,11 +123,15 @@ _CODES: dict[type[Problem], str] = {
         hypermodel_differs hypermodel_invalid history_shape too_few_trajectories designs_mixed option_invalid
         extra_missing demo_mismatch helper_differs trajectory_broken
     """,
-    Unauthorized: "key_missing key_invalid key_expired key_revoked hub_token_refused hub_token_missing",
-    Forbidden: "scope_missing open_mode_is_local url_invalid url_expired hub_gated hub_forbidden endpoint_not_allowed",
+    Unauthorized: "key_missing key_invalid key_expired key_revoked session_ended hub_token_refused hub_token_missing",
+    Forbidden: """
+        scope_missing open_mode_is_local url_invalid url_expired hub_gated hub_forbidden endpoint_not_allowed
+        cross_site_request metrics_closed
+    """,
     NotFound: """
         not_found upload_not_found upload_expired job_not_found delivery_not_found artifact_not_found hub_not_found
         hub_revision_not_found hub_file_missing key_not_found file_missing manifest_missing input_missing sample_missing
+        figure_not_found
     """,
     Conflict: """
         upload_in_use offset_mismatch job_not_paused job_busy job_ended idempotency_key_in_flight result_not_ready

@@ -33,7 +33,7 @@ def worker(stack: Stack) -> dict[str, Any]:
 def test_a_dry_run_says_what_a_job_would_take_and_a_job_what_it_took(calibrated: Stack, inputs: Inputs) -> None:
     with Client(calibrated.url) as client:
         request = inputs.request(client, calibrated.url)
-        found = client.enhance(request, dry_run=True)
+        found = client.estimate(request).raw
         estimate = found["estimate"]
         assert found["no_estimate"] is None
         assert estimate["seconds"]["low"] < estimate["seconds"]["expected"] < estimate["seconds"]["high"]
@@ -52,7 +52,7 @@ def test_a_dry_run_says_what_a_job_would_take_and_a_job_what_it_took(calibrated:
 
 
 def test_without_a_calibration_there_is_a_reason_and_no_guess(stack: Stack, client: Client, inputs: Inputs) -> None:
-    found = client.enhance(inputs.request(client, stack.url), dry_run=True)
+    found = client.estimate(inputs.request(client, stack.url)).raw
     assert (found["estimate"], found["no_estimate"]) == (None, "no_calibration")
     assert found["resolved"]["architecture"] == "small-cnn"
 

@@ -63,6 +63,7 @@ def test_canceling_a_running_job_ends_its_process(client: Client, start_job: Cal
     assert caught.value.code == "job_ended"
 
 
+@pytest.mark.slow
 def test_a_long_poll_answers_when_the_job_ends_or_changes(
     stack: Stack, client: Client, finished_job: str, start_job: Callable[..., str]
 ) -> None:

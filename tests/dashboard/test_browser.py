@@ -146,6 +146,7 @@ def test_what_is_wrong_is_shown_where_it_is(
     expect(page.locator('[data-source="/dataset"] output')).to_contain_text("upload_empty")
 
 
+@pytest.mark.slow
 def test_a_page_goes_on_after_the_service_was_restarted(
     visitor: BrowserContext, stack: Stack, client: Client, start_job: Callable[..., str]
 ) -> None:
@@ -183,6 +184,7 @@ def test_an_upload_goes_on_after_a_reload(visitor: BrowserContext, tmp_path: Pat
     assert int(patch.value.headers["upload-offset"]) > 0
 
 
+@pytest.mark.slow
 def test_the_list_is_live_filtered_and_paged(
     visitor: BrowserContext, stack: Stack, start_job: Callable[..., str], finished_job: str
 ) -> None:
@@ -284,6 +286,7 @@ def test_logging_in_by_hand(browser: Browser, guarded: Stack, key_of: KeyOf) -> 
         expect(page.get_by_label("API key")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_snippets_do_what_they_say(client: Client, stack: Stack, finished_job: str, tmp_path: Path) -> None:
     job = JobView.model_validate(asked(stack, f"/v1/jobs/{finished_job}"))
     files = [ArtifactView.model_validate(file) for file in asked(stack, job.urls.artifacts)["data"]]

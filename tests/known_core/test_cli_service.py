@@ -42,7 +42,7 @@ COMMANDS = {
     "DELETE /v1/jobs/{job_id}": "jobs delete",
     "GET /v1/jobs/{job_id}/events": "jobs events",
     "GET /v1/jobs/{job_id}/logs": "jobs logs",
-    "GET /v1/jobs/{job_id}/report": "jobs show",
+    "GET /v1/jobs/{job_id}/report": "report",
     "GET /v1/jobs/{job_id}/manifest": "jobs manifest",
     "GET /v1/jobs/{job_id}/artifacts": "jobs files",
     "GET /v1/jobs/{job_id}/artifacts/{path}": "jobs download",
@@ -57,6 +57,8 @@ COMMANDS = {
 NOT_FOR_PEOPLE = {
     "OPTIONS /v1/uploads": "what of tus is spoken: for tus clients",
     "HEAD /v1/jobs/{job_id}/artifacts/{path}": "size and ETag of a file: `jobs files` has both",
+    "GET /v1/jobs/{job_id}/figures": "addresses of pictures, for pages: `report --html` has all of them",
+    "GET /v1/jobs/{job_id}/figures/{name}.svg": "a picture for a page: `report --html` has all of them",
     "GET /healthz": "a probe of the process, for whoever supervises it",
     "GET /readyz": "a probe of the store, for whoever balances load",
 }
@@ -179,7 +181,7 @@ def test_looking_at_a_finished_job(run: Run, client: Client, finished_job: str, 
     )
     status, out, _ = run("jobs", "download", finished_job, "--out", tmp_path / "one", "--candidate", "selected")
     assert (tmp_path / "one" / selected).is_dir()
-    assert len(list((tmp_path / "one").iterdir())) == 4  # it, the report twice, and the manifest
+    assert len(list((tmp_path / "one").iterdir())) == 5  # it, the report in three forms, and the manifest
 
 
 @pytest.mark.usefixtures("_server")

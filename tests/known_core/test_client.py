@@ -56,7 +56,7 @@ def test_a_job_from_paths_to_files(stack: Stack, inputs: Inputs, tmp_path: Path)
         assert set(report.gains) == {"x2", "x4", "x8"}
         assert report.table().row_count == 4
         assert report.conclusion in str(report).replace("\n", " ")
-        assert job.download(tmp_path / "out", only="x2") == 4
+        assert job.download(tmp_path / "out", only="x2") == 5
         assert (tmp_path / "out" / "x2" / "model.safetensors").is_file()
         assert {file.path for file in job.files()} >= {"report.json", "x8/model.safetensors"}
         assert [event.type for event in job.events()][-1] == "status"
@@ -65,6 +65,7 @@ def test_a_job_from_paths_to_files(stack: Stack, inputs: Inputs, tmp_path: Path)
         assert job.checkpoints()[0].bytes > 0
 
 
+@pytest.mark.slow
 def test_the_same_without_blocking(stack: Stack, inputs: Inputs, tmp_path: Path) -> None:
     async def script() -> None:
         async with AsyncClient(stack.url) as client:
@@ -86,7 +87,7 @@ def test_the_same_without_blocking(stack: Stack, inputs: Inputs, tmp_path: Path)
             assert ticks > 10  # the event loop was free meanwhile
             assert job.status == "succeeded"
             assert (await job.report()).selected == job.result.selected  # type: ignore[union-attr]
-            assert await job.download(tmp_path / "out", only="x2") == 3
+            assert await job.download(tmp_path / "out", only="x2") == 4
             assert [event.type async for event in job.events()][-1] == "status"
             assert "".join([line async for line in job.follow_logs()]) == await job.logs()
             assert job.id in [other.id async for other in client.jobs(limit=5)]

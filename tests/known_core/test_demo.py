@@ -35,7 +35,7 @@ def test_the_demo(tmp_path: Path) -> None:
         assert words in output
     assert output.splitlines()[-1] == "everything is stopped"
     (result,) = (tmp_path / "demo" / "results").iterdir()
-    assert verify_manifest(result) == 14
+    assert verify_manifest(result) == 15
     used = str(tmp_path)
     assert [p for p in psutil.process_iter(["cmdline"]) if used in " ".join(p.info["cmdline"] or [])] == []
 

@@ -109,6 +109,7 @@ def test_a_job_s_end_is_delivered_and_again_by_hand(
     assert rotated["previous_expires_at"] > rotated["created_at"]
 
 
+@pytest.mark.slow
 def test_secrets_of_webhooks_are_written_nowhere(
     client: Client, webhook_stack: tuple[Stack, Path], states: list[Path], receiver: Receiver
 ) -> None:

@@ -205,7 +205,7 @@ def results(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def test_the_markdown_has_every_row(rows: dict[str, dict[str, Any]]) -> None:
     text = render(results(rows))
     lines = text.splitlines()
-    assert "    known bench transfer --out x" in lines
+    assert "known bench transfer --out x" in lines
     assert "## made-up" in lines
     assert "3 x 2 seeds. Counts: fine-tuned and linear probe." in text
     cells = {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
