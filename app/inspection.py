@@ -4,6 +4,7 @@ What is read there is a stranger's: a crash or a hang costs that process, not th
 """
 
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -91,14 +92,16 @@ class Inspector:
     def _ready_pool(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_die_with_parent)
+                self._pool = ProcessPoolExecutor(
+                    1, mp_context=get_context("spawn"), initializer=_die_with, initargs=(os.getpid(),)
+                )
             return self._pool
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     from known_core.processes import die_with_parent
 
-    die_with_parent()
+    die_with_parent(parent)  # seconds after the start: what is inspected with was imported first
 
 
 def _load() -> None:

@@ -10,14 +10,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _MALLOPT = {-1: (1 << 31) - 1, -2: 1 << 26, -3: 1 << 25}  # malloc.h: trim threshold, top pad, mmap threshold; bytes
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent ends, however it ends (Linux; elsewhere nothing is done).
 
-    Call it first thing in the child. A parent that has died already is noticed too.
+    Args:
+        parent: its pid, where this is not called first thing in the child: a parent that died before is noticed by it.
     """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

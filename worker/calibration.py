@@ -12,6 +12,7 @@ from typing import Any
 
 import known_core
 from known_core.files import canonical_json, read_json, sha256_bytes, write_json
+from known_core.processes import die_with_parent
 from worker.isolation import import_path
 from worker.periodic import Periodic
 
@@ -59,6 +60,7 @@ class Calibrator(Periodic):
             env={"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **os.environ,
                  "PYTHONPATH": import_path()},
             capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=_LONGEST_S,
+            preexec_fn=die_with_parent,  # it imports torch for seconds before it could ask for that itself
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"no calibration, so no estimates: {done.stderr.strip()[-1000:]}")
