@@ -129,3 +129,17 @@ def bench_estimate(
     with interruptible("interrupted"):
         found = run_estimate(job, work, lambda what: console.print(what, style="dim"), busy=busy)
     print(json.dumps(found, indent=2) if as_json else estimate_summary(found))
+
+
+@bench_app.command("overhead")
+def bench_overhead(
+    rounds: Annotated[int, typer.Option(min=1, help="of the job and of the script, one after the other")] = 3,
+    work: Annotated[Path | None, typer.Option(help="folder to work in; default: that for temporary files")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a job of the service beside a plain script with the same trainings and the nowcast. Minutes on two cores."""
+    from known_core.bench.overhead import overhead_summary, run_overhead
+
+    with interruptible("interrupted"):
+        found = run_overhead(rounds, work, lambda what: console.print(what, style="dim"))
+    print(json.dumps(found, indent=2) if as_json else overhead_summary(found))

@@ -1,5 +1,6 @@
 """A full disk: a small tmpfs in the place of the uploads, or of the job folders."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,10 +29,15 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 def fill(folder: Path, leave: int = 0) -> Path:
     """Take the free space but for some bytes; returns the file that takes it."""
     filler = folder / "filler"
-    left = os.statvfs(folder)
     with filler.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, left.f_bavail * left.f_bsize - leave)
-    return filler
+        while True:
+            left = os.statvfs(folder)
+            try:
+                os.posix_fallocate(stream.fileno(), 0, left.f_bavail * left.f_bsize - leave)
+                return filler
+            except OSError as error:
+                if error.errno != errno.ENOSPC:  # a job took some between the two calls: look again
+                    raise
 
 
 @pytest.mark.fault("no space for an upload", (18,))
