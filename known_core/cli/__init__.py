@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from importlib.metadata import entry_points
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,11 @@ from known_core.cli.webhooks import webhooks_app
 from known_core.errors import KnownError
 from known_core.processes import keep_memory
 
-app = typer.Typer(help="Better pretrained weights to fine-tune from, without more data.", no_args_is_help=True)
+app = typer.Typer(
+    help="Better pretrained weights to fine-tune from, without more data.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # boxes cost half of what --help takes
+)
 _HUB_CACHE_BYTES = 100 << 30  # what is used least recently goes first
 
 
@@ -134,7 +138,8 @@ def nowcast(
 
 app.add_typer(metatrain_app, name="metatrain")
 app.add_typer(bench_app, name="bench")
-for _operators in entry_points(group="known.commands"):  # the service's own, which the library knows nothing of
+# The service's own, which the library knows nothing of. Of this distribution alone: to look through all takes 50 ms.
+for _operators in distribution("known").entry_points.select(group="known.commands"):
     _command = _operators.load()
     if isinstance(_command, typer.Typer):
         app.add_typer(_command, name=_operators.name)

@@ -1,6 +1,8 @@
 """The command line in this process: exit codes and messages. `known nowcast` as a process is in test_nowcast.py."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,15 @@ def states(tmp_path: Path) -> list[Path]:
         paths.append(tmp_path / f"state-{seed}.safetensors")
         save_file({"fc.weight": torch.randn(3, 4), "fc.bias": torch.randn(3)}, paths[-1])
     return paths
+
+
+def test_what_is_heavy_is_imported_by_commands_alone() -> None:
+    """So that --help and completion are quick."""
+    script = (
+        "import sys, known_core.cli; print(*{'torch', 'transformers', 'numpy', 'httpx', 'fastapi'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ""
 
 
 @pytest.mark.parametrize(
