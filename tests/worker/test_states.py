@@ -358,9 +358,7 @@ def test_turns_are_fair_between_tenants() -> None:
         dead = repository.claim(flood[2], "owner", 0.001, MAX_ATTEMPTS)
         assert dead is not None
         time.sleep(0.01)
-        assert (
-            next_job(1, flood[2]) == flood[2]
-        )  # its worker died: it waits for no turn, and does not count twice
+        assert next_job(1, flood[2]) == flood[2]  # its worker died: it waits for no turn, and does not count twice
         assert repository.claim(flood[2], "owner", LEASE_S, MAX_ATTEMPTS, 1) is not None
 
 
