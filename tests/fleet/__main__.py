@@ -1,8 +1,8 @@
 """What workers add to one another: ``make fleet``. Prints a table, writes it as JSON, exits 1 where a limit is broken.
 
 1, 2, 4 and 8 real Celery workers on one store of their own, each given the same number of jobs, whose trainer is a stub
-that sleeps: what is measured is all that lies between jobs (wake-ups, turns, claims, leases, events, processes), and not
-how many cores this machine has. Then real jobs on CPUs, one thread a trainer, with 1 and 2 workers. The clock runs from
+that sleeps: what is measured is all that lies between jobs (wake-ups, turns, claims, leases, events, processes), not how
+many cores this machine has. Then real jobs on CPUs, one thread a trainer, with 1 and 2 workers. The clock runs from
 the first job to the end of the last one, after each worker has done one job to warm up.
 """
 
@@ -31,7 +31,7 @@ _LONGEST_S = 900.0
 
 
 def _grow(fleet: Fleet, app: str, sizes: Iterable[int], each: int, queue: Callable[[], str]) -> list[dict[str, float]]:
-    """A fleet that grows from size to size. Returns: for each jobs a minute and worker, and this machine's busy cores."""
+    """A fleet that grows. Returns: for each size jobs a minute and worker, and how many cores were busy."""
     rows = []
     for size in sizes:
         for number in range(len(fleet.workers), size):
@@ -68,7 +68,7 @@ def _real(folder: Path, sizes: list[int], each: int) -> list[dict[str, float]]:
 
 
 def _summary(kind: str, repeats: list[list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """A row for each size: throughput relative to that of one worker in the same repeat, its mean with 95% intervals."""
+    """A row for each size: throughput relative to that of one worker in the same repeat, with its 95% interval."""
     rows = []
     for place in range(len(repeats[0])):
         rates = [repeat[place]["per_minute_and_worker"] for repeat in repeats]
