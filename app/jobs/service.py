@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from app.inspection import Inspector
 from app.jobs.deletion import delete_job
-from app.jobs.placement import CONTROL, Needs, Queue, place
+from app.jobs.placement import CONTROL, Device, Needs, Queue, place
 from app.jobs.queue import wake
 from app.jobs.record import Job, JobStatus, new_job_id
 from app.jobs.repository import JobRepository, Reservation
@@ -180,7 +180,10 @@ class JobService:
             if given.hub is not None
         }
         inspected = self._inspector.inspect(
-            spec, hub, self._settings.hub_access(token), calibration_of(self._repository.worker_facts())
+            spec,
+            hub,
+            self._settings.hub_access(token),
+            calibration_of(self._repository.worker_facts(), request.device),
         )
         resolved_paths = {"base": folder / "base"} if "base" in inspected["hub"] and spec.base is None else {}
         return spec.model_copy(update={"origins": inspected["resolved"]["sources"], **resolved_paths}), inspected
@@ -349,9 +352,14 @@ def _actual(job: Job) -> dict[str, Any]:
     }
 
 
-def calibration_of(workers: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """That of the worker a job is estimated for: the first one by name that has a GPU, or else the first one."""
+def calibration_of(workers: dict[str, dict[str, Any]], device: Device = "auto") -> dict[str, Any] | None:
+    """That of the worker a job is estimated for: the first one by name that has a GPU, or else the first one.
+
+    Args:
+        device: what the request asks for; only workers with that one count.
+    """
     found = [facts["calibration"] for facts in workers.values() if facts.get("calibration")]
+    found = [calibration for calibration in found if device in ("auto", calibration["type"])]
     return next((device for device in found if device["type"] == "cuda"), found[0] if found else None)
 
 

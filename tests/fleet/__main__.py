@@ -1,8 +1,8 @@
 """What workers add to one another: ``make fleet``. Prints a table, writes it as JSON, exits 1 where a limit is broken.
 
 1, 2, 4 and 8 real Celery workers on one store of their own, each given the same number of jobs, whose trainer is a stub
-that sleeps: what is measured is all that lies between jobs (wake-ups, turns, claims, leases, events, processes), not how
-many cores this machine has. Then real jobs on CPUs, one thread a trainer, with 1 and 2 workers. The clock runs from
+that sleeps: what is measured is all that lies between jobs (wake-ups, turns, claims, leases, events, processes), not
+how many cores this machine has. Then real jobs on CPUs, one thread a trainer, with 1 and 2 workers. The clock runs from
 the first job to the end of the last one, after each worker has done one job to warm up.
 """
 
