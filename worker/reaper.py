@@ -52,7 +52,7 @@ class Reaper(Periodic):
     def _round(self) -> None:
         self._beat()
         if not self._joined:  # what waited for a worker like this one need not wait for its next look
-            self._waker.look_after(self._repository.queued())
+            self._waker.join()
             self._joined = True
         if count := self.look():
             _log.info("sent %d wake-ups for jobs that nobody was working on", count)

@@ -4,7 +4,7 @@ import time
 
 from celery import Celery
 
-from app.jobs.placement import CONTROL, Queue, place
+from app.jobs.placement import CONTROL, QUEUES, Queue, place
 from app.jobs.queue import wake
 from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository
@@ -69,6 +69,20 @@ class Waker:
                     wake(self._celery, job_id, queue)
                     sent += 1
         return sent
+
+    def join(self) -> None:
+        """A worker has joined: look after all that waits, and take back what was sent to a queue for nothing.
+
+        That is so where nobody lived when a job came that any device can run: it woke both queues.
+        """
+        queued = self._repository.queued()
+        self.look_after(queued)
+        living = self._repository.capacities()
+        for queue in QUEUES:
+            if self._repository.wake_ups(queue) and not any(queue in worker.queues for worker in living):
+                jobs = filter(None, map(self._repository.find, queued))
+                if not any(queue in place(job.needs, living).queues for job in jobs):
+                    self._repository.clear(queue)
 
     def _queues(self, job: Job, placed: tuple[Queue, ...] | None = None) -> tuple[Queue, ...]:
         if job.republish is not None or job.pausing or job.status is JobStatus.CANCELING:

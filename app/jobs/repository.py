@@ -211,6 +211,10 @@ class JobRepository:
         length: int = self._redis.llen(list_key(queue))
         return length
 
+    def clear(self, queue: Queue) -> None:
+        """Forget the messages of a queue; a reaper sends again what a job should have needed."""
+        self._redis.delete(list_key(queue))
+
     def delete(self, job_id: str) -> bool:
         """Forget a job and its events. Returns: False while it runs or is being published."""
         return bool(self._call("delete", job_id)[0] == "ok")
