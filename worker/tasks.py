@@ -66,7 +66,7 @@ def look_at(job_id: str, refusals: int = 0) -> None:
         after = repository.next(_capacity(), settings.max_running_jobs)
         waiting = after.job_id or after.passed_over
         if waiting is not None:
-            waker.send_where_none_lies(waiting)
+            waker.send_if_missing(waiting)
 
 
 @celery.task(name=HELP)  # type: ignore[untyped-decorator]

@@ -23,10 +23,10 @@ class Waker:
         for queue in self._queues(self._repository.get(job_id)):
             wake(self._celery, job_id, queue)
 
-    def send_where_none_lies(self, job_id: str) -> None:
-        """The same, unless a message lies there: whoever takes that finds whose turn it is. Raises: JobNotFound."""
+    def send_if_missing(self, job_id: str) -> None:
+        """The same, unless as many messages lie there as jobs wait in all. Raises: JobNotFound."""
         for queue in self._queues(self._repository.get(job_id)):
-            if self._repository.wake_ups(queue) == 0:
+            if self._repository.wake_ups(queue) < self._repository.waiting():
                 wake(self._celery, job_id, queue)
 
     def pass_on(self, job_id: str, mine: tuple[Queue, ...], refusals: int) -> None:

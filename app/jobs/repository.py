@@ -391,6 +391,13 @@ class JobRepository:
             pipe.zrange(jobs_key(tenant, JobStatus.QUEUED), 0, -1)
         return [job_id for found in pipe.execute() for job_id in found]
 
+    def waiting(self) -> int:
+        """How many jobs wait, of all tenants."""
+        pipe = self._redis.pipeline(transaction=False)
+        for tenant in self._redis.smembers(TENANTS):
+            pipe.zcard(jobs_key(tenant, JobStatus.QUEUED))
+        return sum(pipe.execute())
+
     def uploads_in_use(self, tenant: str) -> set[str]:
         """The ids of uploads that the tenant's jobs which have not ended were given."""
         pipe = self._redis.pipeline(transaction=False)
