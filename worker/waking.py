@@ -24,9 +24,9 @@ class Waker:
             wake(self._celery, job_id, queue)
 
     def send_if_missing(self, job_id: str) -> None:
-        """The same, unless as many messages lie there as jobs wait in all. Raises: JobNotFound."""
+        """The same, unless as many messages lie in the queue as jobs wait there. Raises: JobNotFound."""
         for queue in self._queues(self._repository.get(job_id)):
-            if self._repository.wake_ups(queue) < self._repository.waiting():
+            if self._repository.wake_ups(queue) < self._waiting(queue):
                 wake(self._celery, job_id, queue)
 
     def pass_on(self, job_id: str, mine: tuple[Queue, ...], refusals: int) -> None:
@@ -75,14 +75,15 @@ class Waker:
 
         That is so where nobody lived when a job came that any device can run: it woke both queues.
         """
-        queued = self._repository.queued()
-        self.look_after(queued)
+        self.look_after(self._repository.queued())
+        served = {queue for worker in self._repository.capacities() for queue in worker.queues}
+        for queue in set(QUEUES) - served:
+            if self._repository.wake_ups(queue) and not self._waiting(queue):
+                self._repository.clear(queue)
+
+    def _waiting(self, queue: Queue) -> int:
         living = self._repository.capacities()
-        for queue in QUEUES:
-            if self._repository.wake_ups(queue) and not any(queue in worker.queues for worker in living):
-                jobs = filter(None, map(self._repository.find, queued))
-                if not any(queue in place(job.needs, living).queues for job in jobs):
-                    self._repository.clear(queue)
+        return sum(queue in place(needs, living).queues for needs in self._repository.queued_needs())
 
     def _queues(self, job: Job, placed: tuple[Queue, ...] | None = None) -> tuple[Queue, ...]:
         if job.republish is not None or job.pausing or job.status is JobStatus.CANCELING:

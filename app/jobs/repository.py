@@ -391,12 +391,12 @@ class JobRepository:
             pipe.zrange(jobs_key(tenant, JobStatus.QUEUED), 0, -1)
         return [job_id for found in pipe.execute() for job_id in found]
 
-    def waiting(self) -> int:
-        """How many jobs wait, of all tenants."""
+    def queued_needs(self) -> list[Needs]:
+        """What each of them needs of a worker."""
         pipe = self._redis.pipeline(transaction=False)
-        for tenant in self._redis.smembers(TENANTS):
-            pipe.zcard(jobs_key(tenant, JobStatus.QUEUED))
-        return sum(pipe.execute())
+        for job_id in self.queued():
+            pipe.hget(f"known:job:{job_id}", "needs")
+        return [Needs(**json.loads(needs or "{}")) for needs in pipe.execute()]
 
     def uploads_in_use(self, tenant: str) -> set[str]:
         """The ids of uploads that the tenant's jobs which have not ended were given."""

@@ -88,11 +88,11 @@ def _summary(kind: str, repeats: list[list[dict[str, float]]]) -> list[dict[str,
 def main() -> int:
     parser = ArgumentParser(prog="python -m tests.fleet", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--each", type=int, default=5, help="jobs for each worker")
-    parser.add_argument("--seconds", type=float, default=4.0, help="that the stub sleeps")
+    parser.add_argument("--each", type=int, default=3, help="jobs for each worker")
+    parser.add_argument("--seconds", type=float, default=6.0, help="that the stub sleeps")
     parser.add_argument("--repeats", type=int, default=3, help="of every fleet, from its start on")
     parser.add_argument("--real-sizes", type=int, nargs="*", default=[1, 2], help="none: no real jobs")
-    parser.add_argument("--real-each", type=int, default=2)
+    parser.add_argument("--real-each", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     given = parser.parse_args()
     stubs, real = [], []
