@@ -11,7 +11,7 @@ FUZZ := $(VENV)/.fuzz
 FUZZ_SECONDS ?= 60
 FUZZ_EXAMPLES ?= 100
 
-.PHONY: help install demo serve check format test test-slow chaos load fuzz docs constraints clean
+.PHONY: help install demo serve check format test test-slow chaos load fleet fuzz docs constraints clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,9 @@ test-slow: $(REAL)  ## the tests that take minutes each; real pretrained weights
 
 load: $(LOAD)  ## 500 clients on one API process, 10,000 jobs in the store (LOAD_SECONDS=600)
 	$(BIN)/python -m tests.load --seconds $(LOAD_SECONDS)
+
+fleet: install  ## 1, 2, 4 and 8 workers: what each adds (ten minutes; a store of their own)
+	$(BIN)/python -m tests.fleet
 
 chaos: install  ## every fault in every phase, for real, and the table of what came of them (half an hour; root for some)
 	$(BIN)/pytest -m 'chaos or not chaos' tests/chaos

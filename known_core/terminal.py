@@ -83,6 +83,8 @@ def job_bars(console: Console) -> Iterator[Callable[[Fields], None]]:
             elif event["type"] == "out_of_memory":
                 how = ", recomputing activations" if event["gradient_checkpointing"] else ""
                 progress.console.print(f"memory ran out: micro-batch halved to {event['micro_batch_size']}{how}")
+            elif event["type"] == "waiting" and event["waiting_for"]:
+                progress.console.print(f"waits for {event['waiting_for']}")
             elif event["type"] == "status" and event["status"] == "paused":
                 progress.console.print("paused: goes on with known jobs resume")
             elif event["type"] == "status" and event["status"] in _ENDED:

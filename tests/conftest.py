@@ -78,6 +78,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def make_inputs(folder: Path) -> Inputs:
     """A small CNN trained on the digits 0-4, its data, and the digits 5-9 to fine-tune on."""
     import torch
     from safetensors.torch import save_file
@@ -86,7 +90,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     from known_core.models.registered import build_registered
     from known_core.training import fine_tune
 
-    folder = tmp_path_factory.mktemp("inputs")
     digits = load_sample("digits")
     order = np.random.default_rng(0).permutation(900)
     source, downstream = digits.of_classes([0, 1, 2, 3, 4]), digits.of_classes([5, 6, 7, 8, 9])

@@ -41,11 +41,12 @@ def _gpus() -> list[str]:
 
 
 def _ask_driver(fields: str) -> list[str]:
-    """A line for each GPU; none where there is no driver, or it does not answer."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    """A line for each GPU that CUDA_VISIBLE_DEVICES leaves; none where there is no driver, or it does not answer."""
+    tool, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if tool is None or visible == "":
         return []
-    command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    chosen = [f"--id={visible}"] if visible is not None and "MIG" not in visible else []
+    command = [tool, *chosen, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (subprocess.SubprocessError, OSError):

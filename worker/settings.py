@@ -2,14 +2,18 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from app.jobs.placement import CONTROL, CPU, GPU, QUEUES, Queue
 from app.jobs.settings import StoreSettings
 
 
 class WorkerSettings(StoreSettings):
     """Read from the environment, prefix ``KNOWN_``."""
 
+    queues: str = Field(
+        "", description="that it serves, by commas; empty: gpu,control where the driver lists a GPU, else cpu,control"
+    )
     heartbeat_seconds: float = Field(10, gt=0, description="between two renewals of a lease")
     reap_seconds: float = Field(15, gt=0, description="between two looks for lost jobs")
     sweep_seconds: float = Field(600, gt=0, description="between two rounds of removing what nobody needs")
@@ -31,3 +35,23 @@ class WorkerSettings(StoreSettings):
     webhook_seconds: float = Field(2, gt=0, description="between two looks for webhooks to deliver")
     webhook_retry_scale: float = Field(1, ge=0, description="multiplies the waits between attempts at a webhook")
     kill_grace_seconds: float = Field(30, ge=0, description="between TERM and KILL of a trainer that is to stop")
+
+    @field_validator("queues")
+    @classmethod
+    def _control_and_one_device(cls, given: str) -> str:
+        named = {name.strip() for name in given.split(",")}
+        if given and (not named <= set(QUEUES) or CONTROL not in named or {GPU, CPU} <= named):
+            raise ValueError(
+                f"KNOWN_QUEUES is {given!r}: give gpu,control or cpu,control, or control alone; "
+                "where a machine is to serve both devices, start a worker for each"
+            )
+        return given
+
+    def served(self, has_gpu: bool) -> tuple[Queue, ...]:
+        """The queues, the first one first.
+
+        Args:
+            has_gpu: whether the machine has one.
+        """
+        asked = [name.strip() for name in self.queues.split(",")] if self.queues else [GPU if has_gpu else CPU, CONTROL]
+        return tuple(queue for queue in QUEUES if queue in asked)

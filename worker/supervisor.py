@@ -78,7 +78,10 @@ class Supervisor:
         """
         owner = f"{socket.gethostname()}:{os.getpid()}"
         asked_at = time.monotonic()
-        fence = self._repository.claim(job_id, owner, self._settings.lease_seconds, self._settings.max_attempts)
+        settings = self._settings
+        fence = self._repository.claim(
+            job_id, owner, settings.lease_seconds, settings.max_attempts, settings.max_running_jobs
+        )
         if fence is None:
             return False
         lease = Lease(self._repository, job_id, fence, self._settings.lease_seconds, asked_at)

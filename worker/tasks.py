@@ -9,7 +9,8 @@ from typing import Any
 
 from celery import Celery, signals
 
-from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
+from app.jobs.placement import GPU, Capacity
+from app.jobs.queue import HELP, WAKE, call_helpers, make_celery
 from app.jobs.repository import JobNotFound, JobRepository, connect
 from app.webhooks.repository import WebhookRepository
 from known_core.errors import KnownError
@@ -19,17 +20,22 @@ from known_core.traces import start_tracing
 from worker.calibration import Calibrator
 from worker.courier import Courier
 from worker.isolation import check
-from worker.machine import describe_machine
+from worker.machine import describe_load, describe_machine
 from worker.orphans import kill_orphans
 from worker.periodic import Periodic
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 from worker.sweeper import Sweeper, sweeps
+from worker.waking import Waker
 
 _log = logging.getLogger(__name__)
 settings = WorkerSettings()
 celery: Celery = make_celery(settings.redis_url)
+if settings.queues and GPU not in settings.queues:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # its jobs are for a CPU, whatever the machine has
+queues = settings.served(has_gpu=bool(describe_machine()["gpus"]))
+celery.amqp.queues.select(queues)
 _STOP_SIGNAL = signal.SIGUSR2  # from the main process to the one that supervises
 _stopping = Event()
 _children: list[Any] = []  # the pool, once the worker is ready
@@ -37,19 +43,30 @@ _threads: list[Periodic | Courier] = []
 
 
 @celery.task(name=WAKE)  # type: ignore[untyped-decorator]
-def look_at(job_id: str) -> None:
-    """Run the job, or the one whose turn it is before it; a job that is held or done is left alone."""
-    if _stopping.is_set():
-        wake(celery, job_id)
-        return
+def look_at(job_id: str, refusals: int = 0) -> None:
+    """Run the job, or the one whose turn it is before it; a job that is held or done is left alone.
+
+    Args:
+        refusals: how many workers have looked, and passed it on.
+    """
     repository = JobRepository(connect(settings.redis_url))
+    waker = Waker(celery, repository)
     with suppress(JobNotFound):  # deleted meanwhile
-        chosen = repository.next_for(job_id, settings.max_running_jobs)
-        if chosen is None:
-            return  # whoever waits is at its limit: the end of one of its jobs wakes the next
-        waiting = chosen if _supervisor().run(chosen) else repository.next(settings.max_running_jobs)
+        if _stopping.is_set():
+            waker.send(job_id)
+            return
+        choice = repository.next(_capacity(), settings.max_running_jobs, job_id)
+        if choice.job_id is None:
+            if choice.passed_over is not None:
+                waker.pass_on(choice.passed_over, queues, refusals)
+            return  # or whoever waits is at its limit: the end of one of its jobs wakes the next
+        if _supervisor().run(choice.job_id):
+            waker.send(choice.job_id)
+            return
+        after = repository.next(_capacity(), settings.max_running_jobs)
+        waiting = after.job_id or after.passed_over
         if waiting is not None:
-            wake(celery, waiting)
+            waker.send_if_missing(waiting)
 
 
 @celery.task(name=HELP)  # type: ignore[untyped-decorator]
@@ -57,6 +74,10 @@ def help_with(job_id: str, turn: int, helpers: int) -> None:
     """Write shards of the nowcast of a job that another worker runs, if it still does."""
     if not _stopping.is_set():
         _supervisor().help(job_id, turn, helpers)
+
+
+def _capacity() -> Capacity:
+    return Capacity.of({"queues": queues, "load": describe_load() if GPU in queues else {}})
 
 
 def _supervisor() -> Supervisor:
@@ -102,7 +123,8 @@ def _start_threads(sender: Any, **_: Any) -> None:
     kill_orphans(settings.data / "jobs")
     repository = JobRepository(connect(settings.redis_url))
     removing = sweeps(repository, settings)
-    reaper = Reaper(repository, settings, lambda job_id: wake(celery, job_id))
+    reaper = Reaper(repository, settings, Waker(celery, repository), queues)
+    _log.info("serves the queues %s", ", ".join(queues))
     _threads.append(reaper)
     if settings.calibrate:
         calibrations = settings.data / "calibrations"

@@ -6,9 +6,10 @@ from pydantic import BaseModel, Field
 
 
 class WorkerView(BaseModel):
-    """A worker's machine, as it last said itself."""
+    """A worker and its machine, as it last said itself."""
 
     name: str
+    queues: list[str] = Field([], description="that it serves: gpu, cpu, control")
     gpus: list[str]
     cores: int | None
     torch: str
@@ -44,7 +45,14 @@ CAPABILITIES_EXAMPLE: dict[str, Any] = {
     "hypermodels": ["known-paper", "known-v1"],
     "engines": ["eager", "cpu", "triton"],
     "workers": [
-        {"name": "gpu-1", "gpus": ["NVIDIA L4"], "cores": 8, "torch": "2.9.0", "calibrated_at": "2026-11-24T09:58:12Z"}
+        {
+            "name": "gpu-1:7",
+            "queues": ["gpu", "control"],
+            "gpus": ["NVIDIA L4"],
+            "cores": 8,
+            "torch": "2.9.0",
+            "calibrated_at": "2026-11-24T09:58:12Z",
+        }
     ],
     "limits": {
         "max_upload_bytes": 21474836480,

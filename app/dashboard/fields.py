@@ -44,6 +44,7 @@ def sections() -> list[Section]:
         Section("Result", [
             *_fields(HubTarget, "/output/hub", without=("parent_commit", "commit_message")),
             *_fields(EnhanceRequest.model_fields["output"].annotation, "/output", without=("hub",)),
+            *_fields(EnhanceRequest, "", without=set(EnhanceRequest.model_fields) - {"device"}),
             *_fields(EnhanceRequest.model_fields["limits"].annotation, "/limits"),
         ]),
     ]  # fmt: skip

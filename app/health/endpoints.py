@@ -22,4 +22,4 @@ async def healthz() -> Health:
 def readyz(repository: Repository, settings: Settings) -> Ready:
     """200 when the job store answers; ``workers`` is how many have said lately that they run."""
     repository.ping()
-    return Ready(workers=repository.workers(), access=settings.access)
+    return Ready(workers=len(repository.workers()), access=settings.access)

@@ -2,7 +2,8 @@
 
 from celery import Celery, group
 
-QUEUE = "known-jobs"
+from app.jobs.placement import CONTROL, KEY_PREFIX, Queue
+
 WAKE = "known.wake"
 HELP = "known.help"
 
@@ -19,10 +20,11 @@ def make_celery(redis_url: str) -> Celery:
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "health_check_interval": 25,
-            "global_keyprefix": "known:celery:",
+            "global_keyprefix": KEY_PREFIX,
+            "queue_order_strategy": "sorted",  # control comes before cpu and gpu
         },
         task_acks_late=False,
-        task_default_queue=QUEUE,
+        task_default_queue=CONTROL,
         task_ignore_result=True,
         task_reject_on_worker_lost=False,
         task_serializer="json",
@@ -39,11 +41,16 @@ def make_celery(redis_url: str) -> Celery:
     return celery
 
 
-def wake(celery: Celery, job_id: str) -> None:
-    """Ask some worker to look at a job. Asking twice does no harm."""
-    celery.send_task(WAKE, args=[job_id])
+def wake(celery: Celery, job_id: str, queue: Queue, refusals: int = 0) -> None:
+    """Ask some worker of a queue to look at a job. Asking twice does no harm.
+
+    Args:
+        refusals: how many workers of the queue have looked and cannot take it.
+    """
+    celery.send_task(WAKE, args=[job_id, refusals], queue=queue)
 
 
 def call_helpers(celery: Celery, job_id: str, helpers: int) -> None:
     """Ask as many workers to write shards of a job's nowcast. None has to: those that come find what is left."""
-    group(celery.signature(HELP, args=[job_id, turn, helpers]) for turn in range(helpers)).apply_async()
+    calls = (celery.signature(HELP, args=[job_id, turn, helpers]) for turn in range(helpers))
+    group(calls).apply_async(queue=CONTROL)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from app.jobs.placement import Needs
+
 
 class JobStatus(StrEnum):
     """The closed set of states; app/jobs/states.lua has the legal changes."""
@@ -47,6 +49,8 @@ class Job:
     republish: dict[str, Any] | None  # where to, while it is asked for and not done
     resolved: dict[str, Any]
     estimate: dict[str, Any] | None  # made when it was queued
+    needs: Needs  # of a worker
+    waiting_for: str | None  # what no living worker has, when it was last looked at
     request_id: str | None  # of the request that made it
     traceparent: str | None  # of the span that made it
     usage: dict[str, Any] | None  # what its trainer took, the last one that came to an end
@@ -101,6 +105,8 @@ def parse_job(fields: Mapping[str, str]) -> Job:
         republish=loaded("republish"),
         resolved=loaded("resolved"),
         estimate=loaded("estimate"),
+        needs=Needs(**(loaded("needs") or {})),
+        waiting_for=fields.get("waiting_for"),
         request_id=loaded("request_id"),
         traceparent=loaded("traceparent"),
         usage=loaded("usage"),

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, cast
@@ -14,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from app.jobs.placement import CPU, GPU, Capacity, Needs, Queue, largest_gpu, list_key
 from app.jobs.record import Job, JobEvent, JobStatus, parse_job
 from known_core.errors import KnownError
 from known_core.files import sha256_bytes
@@ -21,6 +23,7 @@ from known_core.files import sha256_bytes
 _OPEN = "known:jobs:open"
 _ENDED = "known:jobs:ended"  # id -> when, ms; 0: its deletion has begun
 _STORE = "known:store"
+_WORKERS = "known:workers"  # name -> until when it is taken to live, ms
 _WORKER = "known:worker:"
 TENANTS = "known:tenants"
 _TURNS = "known:turns"
@@ -28,6 +31,7 @@ COUNTERS = "known:counters"  # a hash; what names its fields, and its labels, ha
 PHASE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400)
 CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
+PATIENCE_MS = 600_000  # a job that waits for memory of a GPU is passed over for so long; then the GPU is kept for it
 
 
 _UPLOAD_ID = re.compile(r'"(upl_[0-9a-f]{24})"')
@@ -84,6 +88,14 @@ class Reservation:
     fingerprint: str
     job_id: str
     made: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a worker is to run, if anything, and a job that waits and which only another worker can take."""
+
+    job_id: str | None
+    passed_over: str | None
 
 
 class JobRepository:
@@ -147,12 +159,15 @@ class JobRepository:
     def exists(self, job_id: str) -> bool:
         return bool(self._redis.exists(f"known:job:{job_id}"))
 
-    def claim(self, job_id: str, owner: str, lease_s: float, max_attempts: int) -> int | None:
+    def claim(self, job_id: str, owner: str, lease_s: float, max_attempts: int, max_running: int = 0) -> int | None:
         """Take a job that nobody holds.
 
+        Args:
+            max_running: the most jobs of a tenant that run at once; 0: any number.
+
         Returns:
-            The fence to show with every write, or None when there is nothing to take: it is held, done, or has
-            used up its attempts (it then fails with ``worker_died``).
+            The fence to show with every write, or None when there is nothing to take: it is held, done, its tenant is
+            at that limit, or it has used up its attempts (it then fails with ``worker_died``).
         """
         error = {
             "code": "worker_died",
@@ -160,29 +175,45 @@ class JobRepository:
             "hint": "Most often memory: lower forgetting.batch_size. See GET /v1/jobs/{id}/logs.",
             "retryable": False,
         }
-        answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error))
+        answer = self._call("claim", job_id, owner, int(lease_s * 1000), max_attempts, json.dumps(error), max_running)
         return int(answer[1]) if answer[0] == "ok" else None
 
     def begin_delete(self, job_id: str) -> bool:
         """From here on a job can only be deleted. Returns: False while it runs or is being published."""
         return bool(self._call("begin_delete", job_id)[0] == "ok")
 
-    def next_for(self, job_id: str, max_running: int) -> str | None:
-        """What a wake-up for a job is to run: where that job waits, the one whose turn it is; see :meth:`next`."""
-        return self.next(max_running) if self.status(job_id) is JobStatus.QUEUED else job_id
-
-    def next(self, max_running: int) -> str | None:
-        """Whose turn it is among all tenants' waiting jobs: the tenant with the fewest running.
+    def next(self, worker: Capacity, max_running: int, job_id: str = "") -> Choice:
+        """What a worker is to run: of what it can take, the oldest job of the tenant with the fewest running.
 
         Args:
-            max_running: the most jobs of a tenant that run at once; 0: any number. Workers that look at the same
-                moment may pass it.
-
-        Returns:
-            A job's id; None where none waits, or whoever waits is at that limit.
+            max_running: the most jobs of a tenant that run at once; 0: any number.
+            job_id: the job that woke it; that one where it does not wait for its turn.
         """
-        chosen = self._next(keys=[TENANTS, _TURNS], args=[max_running])
-        return str(chosen) if chosen else None
+        gpu = worker.gpu_memory_bytes if GPU in worker.queues else -1
+        arguments = [max_running, gpu, worker.gpu_free_bytes, int(CPU in worker.queues), largest_gpu(self.capacities())]
+        chosen, passed_over = self._next(keys=[TENANTS, _TURNS], args=[*arguments, PATIENCE_MS, job_id])
+        return Choice(chosen or None, passed_over or None)
+
+    def needs(self, job_id: str) -> Needs:
+        """What a job needs of a worker. Raises: JobNotFound."""
+        found, needs = self._redis.hmget(f"known:job:{job_id}", "id", "needs")
+        if found is None:
+            raise JobNotFound(job_id)
+        return Needs(**json.loads(needs or "{}"))
+
+    def wait_for(self, job_id: str, what: str | None) -> None:
+        """Say, once, what a job that nobody has waits for and no living worker has; None: nothing."""
+        with suppress(JobNotFound):  # deleted meanwhile
+            self._call("wait", job_id, what or "")
+
+    def wake_ups(self, queue: Queue) -> int:
+        """How many messages lie in a queue."""
+        length: int = self._redis.llen(list_key(queue))
+        return length
+
+    def clear(self, queue: Queue) -> None:
+        """Forget the messages of a queue; a reaper sends again what a job should have needed."""
+        self._redis.delete(list_key(queue))
 
     def delete(self, job_id: str) -> bool:
         """Forget a job and its events. Returns: False while it runs or is being published."""
@@ -296,10 +327,15 @@ class JobRepository:
 
     def get(self, job_id: str) -> Job:
         """Raises: JobNotFound."""
-        fields = self._redis.hgetall(f"known:job:{job_id}")
-        if not fields:
+        job = self.find(job_id)
+        if job is None:
             raise JobNotFound(job_id)
-        return parse_job(fields)
+        return job
+
+    def find(self, job_id: str) -> Job | None:
+        """The job, or None where it is not there (any more)."""
+        fields = self._redis.hgetall(f"known:job:{job_id}")
+        return parse_job(fields) if fields else None
 
     def stop_requested(self, job_id: str) -> bool:
         """Whether the owner of a job is to stop, because it is canceled or paused. Raises: JobNotFound."""
@@ -348,6 +384,20 @@ class JobRepository:
         overdue: list[str] = self._redis.zrangebyscore(_OPEN, 0, self._now())
         return overdue
 
+    def queued(self) -> list[str]:
+        """Jobs that wait, of every tenant."""
+        pipe = self._redis.pipeline(transaction=False)
+        for tenant in self._redis.smembers(TENANTS):
+            pipe.zrange(jobs_key(tenant, JobStatus.QUEUED), 0, -1)
+        return [job_id for found in pipe.execute() for job_id in found]
+
+    def queued_needs(self) -> list[Needs]:
+        """What each of them needs of a worker."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in self.queued():
+            pipe.hget(f"known:job:{job_id}", "needs")
+        return [Needs(**json.loads(needs or "{}")) for needs in pipe.execute()]
+
     def uploads_in_use(self, tenant: str) -> set[str]:
         """The ids of uploads that the tenant's jobs which have not ended were given."""
         pipe = self._redis.pipeline(transaction=False)
@@ -382,18 +432,32 @@ class JobRepository:
         self._redis.ping()
 
     def worker_alive(self, name: str, seconds: int, facts: Mapping[str, Any] | None = None) -> None:
-        """Let it be known for some seconds that a worker runs, and on what."""
-        self._redis.set(f"{_WORKER}{name}", json.dumps(facts or {}), ex=seconds)
+        """Let it be known for some seconds that a worker runs, on what, and which queues it serves."""
+        now = self._now()
+        pipe = self._redis.pipeline()
+        pipe.set(f"{_WORKER}{name}", json.dumps(facts or {}), ex=seconds)
+        pipe.zadd(_WORKERS, {name: now + seconds * 1000})
+        pipe.zremrangebyscore(_WORKERS, 0, now)
+        pipe.execute()
 
-    def worker_is_alive(self, name: str) -> bool:
-        return bool(self._redis.exists(f"{_WORKER}{name}"))
+    def worker_left(self, name: str) -> None:
+        """A worker takes no more jobs: what waits for one like it is to be said at once."""
+        pipe = self._redis.pipeline()
+        pipe.delete(f"{_WORKER}{name}")
+        pipe.zrem(_WORKERS, name)
+        pipe.execute()
 
-    def workers(self) -> int:
-        """Workers that said within their time that they run."""
-        return sum(1 for _ in self._redis.scan_iter(f"{_WORKER}*", count=1000))
+    def workers(self) -> list[str]:
+        """The names of those that said within their time that they run."""
+        names: list[str] = self._redis.zrangebyscore(_WORKERS, self._now(), "+inf")
+        return sorted(names)
 
     def worker_facts(self) -> dict[str, dict[str, Any]]:
         """What each of them said of itself, by name."""
-        keys = sorted(self._redis.scan_iter(f"{_WORKER}*", count=1000))
-        said = self._redis.mget(keys) if keys else []
-        return {key.removeprefix(_WORKER): json.loads(text) for key, text in zip(keys, said, strict=True) if text}
+        names = self.workers()
+        said = self._redis.mget([f"{_WORKER}{name}" for name in names]) if names else []
+        return {name: json.loads(text) for name, text in zip(names, said, strict=True) if text}
+
+    def capacities(self) -> list[Capacity]:
+        """What each of them offers."""
+        return [Capacity.of(facts) for facts in self.worker_facts().values()]

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from app.jobs.placement import Device
 from app.jobs.record import JobStatus
 from app.webhooks.schemas import WebhookRequest
 from known_core.spec import (
@@ -81,6 +82,9 @@ class EnhanceRequest(Settings):
     nowcast: NowcastSettings = NowcastSettings()
     evaluation: EvaluationRequest = EvaluationRequest()
     output: OutputSettings = OutputSettings()
+    device: Device = Field(
+        "auto", description="where to run: auto is a GPU where a worker has one that is large enough, else a CPU"
+    )
     limits: Limits = Limits()
     webhook: WebhookRequest | None = Field(None, description="whom to tell when the job has ended")
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
@@ -248,6 +252,9 @@ class JobView(BaseModel):
     object: Literal["job"] = "job"
     status: JobStatus
     pausing: bool = Field(False, description="whether a pause was asked for, and its worker is about to let go of it")
+    waiting_for: str | None = Field(
+        None, description="where it waits and no living worker can take it: what it needs that none has"
+    )
     phase: str | None
     progress: Progress | None
     attempts: int
@@ -291,6 +298,7 @@ JOB_EXAMPLE: dict[str, Any] = {
     "object": "job",
     "status": "running",
     "pausing": False,
+    "waiting_for": None,
     "phase": "forgetting",
     "progress": {"phase": "forgetting", "step": 40, "total": 92, "eta_seconds": 3.1},
     "attempts": 1,

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from kombu.exceptions import OperationalError
 
 from app.inspection import Inspector
 from app.jobs.deletion import delete_job
+from app.jobs.placement import CONTROL, Device, Needs, Queue, place
 from app.jobs.queue import wake
 from app.jobs.record import Job, JobStatus, new_job_id
 from app.jobs.repository import JobRepository, Reservation
@@ -119,6 +121,7 @@ class JobService:
                 "hub": inspected["hub"],
                 "resolved": inspected["resolved"],
                 "estimate": inspected["estimate"],
+                "needs": asdict(Needs.of(request.device, inspected["estimate"])),
                 "request_id": current("request_id"),
                 "traceparent": traceparent(),
                 "metadata": request.metadata,
@@ -134,7 +137,7 @@ class JobService:
                 "Send it again when one of them has begun, or cancel one.",
                 _LOOK_AGAIN_S,
             )
-        self._wake(job_id)
+        self._place(job_id)
         return self.get(job_id)
 
     def dry_run(self, caller: Caller, request: EnhanceRequest, token: str | None) -> DryRun:
@@ -177,7 +180,10 @@ class JobService:
             if given.hub is not None
         }
         inspected = self._inspector.inspect(
-            spec, hub, self._settings.hub_access(token), calibration_of(self._repository.worker_facts())
+            spec,
+            hub,
+            self._settings.hub_access(token),
+            calibration_of(self._repository.worker_facts(), request.device),
         )
         resolved_paths = {"base": folder / "base"} if "base" in inspected["hub"] and spec.base is None else {}
         return spec.model_copy(update={"origins": inspected["resolved"]["sources"], **resolved_paths}), inspected
@@ -219,7 +225,7 @@ class JobService:
     def resume(self, job_id: str) -> JobView:
         """Raises: KnownError ``job_ended``, ``job_not_paused``."""
         if self._repository.resume(job_id) is JobStatus.QUEUED:
-            wake(self._celery, job_id)
+            self._place(job_id)
         return self.get(job_id)
 
     def checkpoints(self, job_id: str) -> CheckpointList:
@@ -255,13 +261,20 @@ class JobService:
         wish = {"hub": target.model_dump(mode="json"), "candidate": request.candidate}
         if not self._repository.republish(job_id, wish, self._sealer.seal(token) if token else None):
             raise KnownError("publish_in_progress", "the job is being published already", "Wait until it is done.")
-        self._wake(job_id)
+        self._wake(job_id, CONTROL)
         return self.get(job_id)
 
-    def _wake(self, job_id: str) -> None:
+    def _place(self, job_id: str) -> None:
+        """Wake a worker that can take the job; where there is none, the record says what it waits for."""
+        placement = place(self._repository.needs(job_id), self._repository.capacities())
+        self._repository.wait_for(job_id, placement.waiting_for)
+        self._wake(job_id, *placement.queues)
+
+    def _wake(self, job_id: str, *queues: Queue) -> None:
         """The job is recorded, and so accepted; where its wake-up cannot be sent, a reaper sends one."""
         try:
-            wake(self._celery, job_id)
+            for queue in queues:
+                wake(self._celery, job_id, queue)
         except OperationalError as error:
             _log.warning("no wake-up for %s, the reaper will send one: %s", job_id, error)
 
@@ -310,6 +323,7 @@ def _view(job: Job, retention_days: float) -> JobView:
             "id": job.id,
             "status": job.status,
             "pausing": job.pausing,
+            "waiting_for": job.waiting_for,
             "phase": job.phase,
             "progress": job.progress,
             "attempts": job.attempts,
@@ -338,9 +352,14 @@ def _actual(job: Job) -> dict[str, Any]:
     }
 
 
-def calibration_of(workers: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """That of the worker a job is estimated for: the first one by name that has a GPU, or else the first one."""
+def calibration_of(workers: dict[str, dict[str, Any]], device: Device = "auto") -> dict[str, Any] | None:
+    """That of the worker a job is estimated for: the first one by name that has a GPU, or else the first one.
+
+    Args:
+        device: what the request asks for; only workers with that one count.
+    """
     found = [facts["calibration"] for facts in workers.values() if facts.get("calibration")]
+    found = [calibration for calibration in found if device in ("auto", calibration["type"])]
     return next((device for device in found if device["type"] == "cuda"), found[0] if found else None)
 
 

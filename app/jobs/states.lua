@@ -17,7 +17,7 @@
 -- The hash known:counters is for the metrics (app/metrics).
 -- ARGV: 1 operation, 2 job id, then the operation's own. Time is the server's.
 -- Returns {"ok", ...} or {reason}: missing, exists, full (the tenant has too many waiting), terminal, held, lost (the
--- caller's lease is gone), exhausted, paused, canceling.
+-- caller's lease is gone), exhausted, limited (the tenant has as many running as may), paused, canceling.
 
 local operation, id = ARGV[1], ARGV[2]
 local time = redis.call('TIME')
@@ -73,8 +73,15 @@ local function tell_webhook() -- the delivery is written with the end of the job
   redis.call('ZADD', 'known:webhooks:due', now, delivery) -- app/webhooks/deliveries.lua goes on from here
 end
 
+local function wait_for(what) -- "" for nothing
+  if (redis.call('HGET', KEYS[1], 'waiting_for') or '') == what then return end
+  if what == '' then redis.call('HDEL', KEYS[1], 'waiting_for') else redis.call('HSET', KEYS[1], 'waiting_for', what) end
+  add_event(cjson.encode({ type = 'waiting', waiting_for = what }))
+end
+
 local function enter(new)
   if not HELD[new] then let_go() end
+  if new ~= 'queued' then redis.call('HDEL', KEYS[1], 'waiting_for') end
   if status then redis.call('ZREM', jobs_of_tenant(status), id) end
   redis.call('ZADD', jobs_of_tenant(new), redis.call('HGET', KEYS[1], 'created_at'), id)
   status = new
@@ -134,7 +141,7 @@ end
 
 if not status then return { 'missing' } end
 
-if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when they are used up
+if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when they are used up, max_running
   if TERMINAL[status] and not republish then return { 'terminal' } end
   if lease_until() > now then return { 'held' } end
   if republish then
@@ -163,6 +170,13 @@ if operation == 'claim' then -- owner, lease_ms, max_attempts, error JSON when t
     redis.call('HSET', KEYS[1], 'error', ARGV[6])
     enter('failed')
     return { 'exhausted' }
+  end
+  if status == 'queued' and tonumber(ARGV[7]) > 0 then
+    local running = 0
+    for held in pairs(HELD) do
+      running = running + redis.call('ZCARD', jobs_of_tenant(held))
+    end
+    if running >= tonumber(ARGV[7]) then return { 'limited' } end
   end
   charge()
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)
@@ -242,6 +256,12 @@ if operation == 'look_again' then -- after_ms: put off the next look at an open 
   if TERMINAL[status] and not republish then return { 'terminal' } end
   if status == 'paused' then return { 'paused' } end
   look_again_at(now + tonumber(ARGV[3]))
+  return { 'ok', status }
+end
+
+if operation == 'wait' then -- what for, "" for nothing
+  if status ~= 'queued' and not (HELD[status] and lease_until() <= now) then return { 'held' } end
+  wait_for(ARGV[3])
   return { 'ok', status }
 end
 

@@ -34,6 +34,7 @@ class StoreCollector(Collector):
             yield from _jobs(snapshot)
             yield from _phases(snapshot)
             yield from _webhooks(snapshot)
+            yield from _queues(snapshot)
             yield from _workers(snapshot)
 
 
@@ -86,8 +87,17 @@ def _phases(snapshot: Snapshot) -> Iterator[Metric]:
     yield metric
 
 
+def _queues(snapshot: Snapshot) -> Iterator[Metric]:
+    wake_ups = GaugeMetricFamily("known_queue_wake_ups", "Messages that lie in a queue.", labels=["queue"])
+    workers = GaugeMetricFamily("known_queue_workers", "Workers that serve a queue.", labels=["queue"])
+    for queue, length in snapshot.wake_ups.items():
+        wake_ups.add_metric([queue], length)
+        workers.add_metric([queue], sum(queue in (facts.get("queues") or ()) for facts in snapshot.workers.values()))
+    yield from (wake_ups, workers)
+
+
 def _workers(snapshot: Snapshot) -> Iterator[Metric]:
-    yield GaugeMetricFamily("known_workers", "Machines whose worker was heard from lately.", len(snapshot.workers))
+    yield GaugeMetricFamily("known_workers", "Workers that were heard from lately.", len(snapshot.workers))
     memory = GaugeMetricFamily("known_worker_memory_bytes", "Memory of a worker's machine.", labels=["worker", "kind"])
     gpu_memory = GaugeMetricFamily("known_gpu_memory_bytes", "Memory of a GPU.", labels=["worker", "gpu", "kind"])
     busy = GaugeMetricFamily(

@@ -7,6 +7,7 @@ from typing import Any
 
 from redis import Redis
 
+from app.jobs.placement import QUEUES, Queue, list_key
 from app.jobs.record import JobStatus
 from app.jobs.repository import COUNTERS, TENANTS, jobs_key
 
@@ -19,6 +20,7 @@ class Snapshot:
         jobs: by state. oldest_queued_s: since when the one that waits longest does; None where none does.
         counters: the hash that :data:`app.jobs.repository.COUNTERS` names.
         webhooks_due: deliveries that wait for their next attempt.
+        wake_ups: messages that lie in each queue.
         workers: what each says, by name.
     """
 
@@ -26,6 +28,7 @@ class Snapshot:
     oldest_queued_s: float | None
     counters: dict[str, float]
     webhooks_due: int
+    wake_ups: dict[Queue, int]
     workers: dict[str, dict[str, Any]]
 
 
@@ -42,11 +45,14 @@ class MetricsRepository:
         pipe.time()
         pipe.hgetall(COUNTERS)
         pipe.zcard("known:webhooks:due")
+        for queue in QUEUES:
+            pipe.llen(list_key(queue))
         for tenant in tenants:
             pipe.zrange(jobs_key(tenant, JobStatus.QUEUED), 0, 0, withscores=True)
             for status in JobStatus:
                 pipe.zcard(jobs_key(tenant, status))
         (seconds, micros), counters, due, *found = pipe.execute()
+        lengths, found = found[: len(QUEUES)], found[len(QUEUES) :]
         width = 1 + len(JobStatus)
         rows = [found[begin : begin + width] for begin in range(0, len(found), width)]
         first = [score for oldest, *_ in rows for _, score in oldest]
@@ -56,5 +62,6 @@ class MetricsRepository:
             max(0.0, (now_ms - min(first)) / 1000) if first else None,
             {name: float(value) for name, value in counters.items()},
             due,
+            dict(zip(QUEUES, lengths, strict=True)),
             dict(workers),
         )

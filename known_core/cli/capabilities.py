@@ -16,7 +16,8 @@ def capabilities(server: Server = DEFAULT_SERVER, api_key: ApiKey = None, as_jso
     for name in ("tasks", "libraries", "hypermodels", "engines"):
         print(f"{name}: {', '.join(getattr(found, name))}")
     for worker in found.workers:
-        print(f"worker {worker.name}: {', '.join(worker.gpus) or 'no GPU'}, {worker.cores} cores, torch {worker.torch}")
+        gpus, queues = ", ".join(worker.gpus) or "no GPU", ", ".join(worker.queues)
+        print(f"worker {worker.name}: {gpus}, {worker.cores} cores, torch {worker.torch}, queues {queues}")
     if not found.workers:
         print("no worker is running: jobs wait")
     for name, value in found.limits.items():

@@ -120,6 +120,7 @@ class JobFields(Record):
     status: str
     phase: str | None = None
     pausing: bool = False
+    waiting_for: str | None = None
     progress: Progress | None = None
     attempts: int = 0
     cost: Cost = Cost()
@@ -244,9 +245,10 @@ class WebhookSecret(Record):
 
 
 class Worker(Record):
-    """A worker's machine."""
+    """A worker and its machine."""
 
     name: str
+    queues: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
     cores: int | None = None
     torch: str = ""

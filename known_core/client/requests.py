@@ -28,7 +28,7 @@ _SECTIONS: dict[str, type[Settings]] = {
 SECTION_OF = {name: section for section, kind in _SECTIONS.items() for name in kind.model_fields if name != "hub"} | {
     "max_gpu_seconds": "limits",
 }
-_WHOLE = (*_SECTIONS, "limits", "webhook", "metadata", "task")
+_WHOLE = (*_SECTIONS, "device", "limits", "webhook", "metadata", "task")
 
 
 def hub_reference(given: str) -> dict[str, Any]:

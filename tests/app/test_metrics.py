@@ -59,6 +59,13 @@ def test_a_job_is_seen_in_every_figure_it_touches(scraped: list[Sample]) -> None
     assert value(scraped, "known_job_claims_total") >= 2
     assert value(scraped, "known_workers") == 1
     assert (
+        value(scraped, "known_queue_workers", queue="cpu")
+        == value(scraped, "known_queue_workers", queue="control")
+        == 1
+    )
+    assert value(scraped, "known_queue_workers", queue="gpu") == 0
+    assert value(scraped, "known_queue_wake_ups") == 0
+    assert (
         0
         < value(scraped, "known_worker_memory_bytes", kind="used")
         < value(scraped, "known_worker_memory_bytes", kind="total")

@@ -36,7 +36,7 @@ def test_a_job_whose_wake_up_is_lost_still_runs(scene: Begin) -> None:
     running = scene()
     os.kill(running.stack.pids()["worker"], signal.SIGKILL)
     job_id = running.start()
-    lost = list(running.store.scan_iter("known:celery:*known-jobs*"))
+    lost = list(running.store.scan_iter("known:celery:*cpu*"))
     assert lost
     running.store.delete(*lost)
     running.store.zadd("known:jobs:open", {job_id: 0})  # as after half a minute
@@ -68,7 +68,7 @@ def test_an_api_that_dies_between_its_two_writes_loses_nothing(scene: Begin) -> 
     running.stack.restart("api")
     until(lambda: running.job_count() == 1, "the job is not there")
     job_id = next(running.client.jobs()).id
-    assert running.store.llen("known:celery:known-jobs") == 0
+    assert running.store.llen("known:celery:cpu") == 0
     assert running.job(job_id)["status"] == "queued"
     running.store.zadd("known:jobs:open", {job_id: 0})  # as after half a minute
     assert running.judge(job_id)["attempts"] == 1

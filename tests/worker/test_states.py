@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from app.jobs.placement import CPU, Capacity
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobNotFound, JobRepository, LeaseLost, connect
 from known_core.errors import KnownError
@@ -332,24 +333,33 @@ def test_turns_are_fair_between_tenants() -> None:
                 time.sleep(0.002)  # created in another millisecond
             return made
 
+        def next_job(max_running: int, woken_for: str = "") -> str | None:
+            return repository.next(Capacity((CPU,)), max_running, woken_for).job_id
+
         flood = several("flood", 4)
-        assert repository.next_for(flood[3], 0) == flood[0]
+        assert next_job(0, flood[3]) == flood[0]
         assert repository.claim(flood[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
         drop = several("drop", 2)
-        assert repository.next(0) == drop[0]
+        assert next_job(0) == drop[0]
         assert repository.claim(drop[0], "owner", LEASE_S, MAX_ATTEMPTS) is not None
-        assert repository.next(0) == flood[1]
-        assert repository.next(1) is None
-        fence = repository.claim(flood[1], "owner", LEASE_S, MAX_ATTEMPTS)
+        assert next_job(0) == flood[1]
+        assert next_job(1) is None
+        assert repository.claim(flood[1], "owner", LEASE_S, MAX_ATTEMPTS, 1) is None
+        fence = repository.claim(flood[1], "owner", LEASE_S, MAX_ATTEMPTS, 2)
         assert fence is not None
         repository.mark_running(flood[1], fence)
-        assert repository.next(0) == drop[1]
-        assert repository.next(2) == drop[1]
+        assert next_job(0) == drop[1]
+        assert next_job(2) == drop[1]
         repository.cancel(drop[1])
-        assert repository.next(2) is None
+        assert next_job(2) is None
         repository.finish(flood[1], fence, JobStatus.SUCCEEDED, {})
-        assert repository.next(2) == flood[2]
-        assert repository.next_for(flood[1], 1) == flood[1]  # it does not wait: a wake-up for it is for it
+        assert next_job(2) == flood[2]
+        assert next_job(2, flood[1]) == flood[2]  # it is done with: whose turn it is all the same
+        dead = repository.claim(flood[2], "owner", 0.001, MAX_ATTEMPTS)
+        assert dead is not None
+        time.sleep(0.01)
+        assert next_job(1, flood[2]) == flood[2]  # its worker died: it waits for no turn, and does not count twice
+        assert repository.claim(flood[2], "owner", LEASE_S, MAX_ATTEMPTS, 1) is not None
 
 
 def test_no_more_jobs_wait_than_a_tenant_may_have(repository: JobRepository) -> None:
