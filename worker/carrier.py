@@ -17,6 +17,7 @@ from worker.settings import WorkerSettings
 _log = logging.getLogger(__name__)
 _LOOK_S = 2  # between two looks for stages that are finished
 _PAUSE_S = 5  # between two tries while the bucket is away
+_LAID_OUT = "inputs-"  # a stage that is not kept: a file for each image, unpacked again sooner than fetched
 _STAGE, _MANIFEST, _LOG = "stage.json", "manifest.json", "log.txt"
 
 
@@ -88,7 +89,7 @@ class Carrier:
         with self._lock:
             for record in sorted(self._work.glob(f"[!.]*/{_STAGE}")):
                 name = record.parent.name
-                if name not in self._stored:
+                if name not in self._stored and not name.startswith(_LAID_OUT):
                     key = f"stages/{self._job_id}/{name}"
                     self._storage.put_folder(self._folder / RUN, f"work/{name}", key, _STAGE, check)
                     self._stored.add(name)

@@ -36,9 +36,9 @@ def sweeps(repository: JobRepository, settings: WorkerSettings) -> dict[str, Swe
         "expired jobs": lambda: remove_expired(repository, settings),
         "stages of ended jobs": lambda: remove_stages(repository, settings),
         "folders without a job": lambda: remove_orphans(repository, settings),
-        "uploads": lambda: remove_uploads(repository, settings),
         "stages in the bucket": lambda: remove_stored_stages(repository, settings),
         "jobs in the bucket without a record": lambda: remove_stored_orphans(repository, settings),
+        "uploads": lambda: remove_uploads(repository, settings),
     }
 
 

@@ -81,7 +81,7 @@ class ArtifactService:
         return report
 
     def file(self, job_id: str, path: str) -> tuple[Path, str | None]:
-        """Where a file lies on this machine, and its sha256 (None for the manifest itself); for small files of a bucket.
+        """Where a file lies on this machine, and its sha256 (None for the manifest itself). For small files.
 
         Raises:
             JobNotFound; KnownError ``result_not_ready``, ``artifact_not_found``.

@@ -53,8 +53,8 @@ class StoreSettings(BaseSettings):
     storage_url: str | None = Field(
         None,
         pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w!.*'()-]+)*/?$",
-        description="s3://bucket/prefix: uploads and results are kept there, the data folder is each machine's own; null: the "
-        "data folder alone, which all share",
+        description="s3://bucket/prefix: uploads and results are kept there, the data folder is each machine's own; "
+        "null: the data folder alone, which all share",
     )
     storage_endpoint: str | None = Field(None, description="address of an S3 service; null: AWS's")
     storage_public_endpoint: str | None = Field(

@@ -11,7 +11,6 @@ with their sha256: it is written last, so a folder is there when its record is.
 """
 
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -34,11 +33,12 @@ from known_core.files import atomic_folder, fsync_directory, sha256_file
 _PART_BYTES = 8 << 20  # a file of two or more such parts goes up in parts, several at once
 _MAX_PARTS = 10_000  # S3's limit
 _OPTIONS = {  # both layers try again: botocore what is refused or cut off, s3fs also what breaks while it arrives
-    "retries": {"mode": "standard", "total_max_attempts": 4},
+    "retries": {"mode": "standard", "total_max_attempts": 3},
     "connect_timeout": 5,
     "read_timeout": 30,
     "signature_version": "s3v4",
 }
+_BREAKS = 8  # connections that may break over one file
 _TRIES = 3  # of a file that arrives with another sha256
 Check = Callable[[], None]  # called while bytes move; what it raises ends the transfer
 
@@ -149,8 +149,8 @@ class Storage:
         try:
             for _ in range(_TRIES):
                 with _said_clearly(key):
-                    self._files.get_file(
-                        self._path(key), str(temporary), callback=_Checking(check), chunksize=_PART_BYTES
+                    self._files.get_file(  # one after the other: only so s3fs goes on where a connection broke
+                        self._path(key), str(temporary), callback=_Checking(check), max_concurrency=1
                     )
                 if sha256 is None or sha256_file(temporary) == sha256:
                     break
@@ -187,8 +187,8 @@ class Storage:
                 if path == record:
                     said = json.loads(source.read_bytes())
                     continue
-                sha256 = hashlib.file_digest(os.fdopen(os.dup(descriptor), "rb"), "sha256").hexdigest()
-                files.append({"path": path, "bytes": os.fstat(descriptor).st_size, "sha256": sha256})
+                size = os.fstat(descriptor).st_size
+                files.append({"path": path, "bytes": size, "sha256": sha256_file(source)})
                 self.put(source, f"{key}/{path}", check)
                 check()
         if said is None:
@@ -238,10 +238,12 @@ def _open(endpoint: str | None, _process: int) -> Any:
     """One client for all threads of a process. Raises: KnownError ``extra_missing``."""
     path_style = {"s3": {"addressing_style": "path"}} if endpoint else {}  # few of them have a name for every bucket
     try:
-        return fsspec.filesystem(
+        files = fsspec.filesystem(
             "s3", endpoint_url=endpoint, config_kwargs={**_OPTIONS, **path_style}, use_listings_cache=False,
             skip_instance_cache=True,
         )  # fmt: skip
+        files.retries = _BREAKS
+        return files
     except ImportError as error:
         raise KnownError(
             "extra_missing", f"KNOWN_STORAGE_URL needs another package: {error}", "pip install 'known[s3]'."

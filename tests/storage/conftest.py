@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import httpx
@@ -22,18 +24,23 @@ BUCKET = "known-test"
 
 @dataclass(frozen=True)
 class S3:
-    """A running server. Args: s3: boto3's own client, to look at what is there."""
+    """A running server. Args: client: boto3's own, to look at what is there."""
 
     port: int
-    s3: object
+    client: Any
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def refuse(self, every: int) -> None:
-        """Answer every Nth request with 503; 0: none."""
+    @contextmanager
+    def refusing(self, every: int) -> Iterator[None]:
+        """A block in which every Nth request is answered with 503."""
         httpx.post(f"{self.endpoint}/faults", params={"every": every}).raise_for_status()
+        try:
+            yield
+        finally:
+            httpx.post(f"{self.endpoint}/faults", params={"every": 0}).raise_for_status()
 
     @property
     def refused(self) -> int:

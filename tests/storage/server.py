@@ -1,9 +1,9 @@
 """An S3 server as a process of its own: moto's, with what it lacks, and with faults.
 
 ``python -m tests.storage.server ADDRESS PORT``. Moto takes every signature. Here a presigned address (AWS Signature
-Version 4 in the query) is verified as AWS does: signed with the server's secret, by botocore's own code, and not expired.
-``POST /faults?every=N`` makes every Nth request a 503, as S3 answers one that should slow down; 0: none. ``GET /faults``
-says how many there were.
+Version 4 in the query) is verified as AWS does: signed with the server's secret, by botocore's own code, not expired,
+and the only credential of the request. ``POST /faults?every=N`` makes every Nth request a 503, as S3 answers who should
+slow down; 0: none. ``GET /faults`` says how many there were.
 """
 
 import sys
@@ -41,10 +41,10 @@ class Server:
         self._asked += 1
         if self._every and self._asked % self._every == 0:
             self._faults += 1
-            environ["wsgi.input"].read()
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [_SLOW_DOWN]
-        if "X-Amz-Signature" in query and not _is_good(environ, query):
+        if "X-Amz-Signature" in query and ("HTTP_AUTHORIZATION" in environ or not _is_good(environ, query)):
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [_DENIED]
         answer: Iterable[bytes] = self._moto(environ, start_response)
@@ -59,7 +59,9 @@ def _is_good(environ: dict[str, Any], query: dict[str, str]) -> bool:
     plain = "&".join(
         f"{name}={quote(value, safe='')}" for name, value in query.items() if not name.startswith("X-Amz-")
     )
-    url = f"http://{environ['HTTP_HOST']}{quote(environ['PATH_INFO'])}" + (f"?{plain}" if plain else "")
+    url = f"http://{environ['HTTP_HOST']}{quote(environ['PATH_INFO'].encode('latin-1'))}" + (
+        f"?{plain}" if plain else ""
+    )
     request = AWSRequest(method=environ["REQUEST_METHOD"], url=url)
     request.context["timestamp"] = query["X-Amz-Date"]
     auth = S3SigV4QueryAuth(Credentials(KEY_ID, SECRET), "s3", region, expires=int(query["X-Amz-Expires"]))
