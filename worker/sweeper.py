@@ -32,12 +32,15 @@ _AT_ONCE = 500  # records looked up in one round trip
 
 def sweeps(repository: JobRepository, settings: WorkerSettings) -> dict[str, Sweep]:
     """Those of jobs, by name."""
-    return {
+    storage = settings.storage()
+    bucket: dict[str, Sweep] = {}
+    if storage is not None:
+        bucket["stages in the bucket"] = lambda: remove_stored_stages(repository, storage, settings)
+        bucket["jobs in the bucket without a record"] = lambda: remove_stored_orphans(repository, storage)
+    return bucket | {
         "expired jobs": lambda: remove_expired(repository, settings),
         "stages of ended jobs": lambda: remove_stages(repository, settings),
         "folders without a job": lambda: remove_orphans(repository, settings),
-        "stages in the bucket": lambda: remove_stored_stages(repository, settings),
-        "jobs in the bucket without a record": lambda: remove_stored_orphans(repository, settings),
         "uploads": lambda: remove_uploads(repository, settings),
     }
 
@@ -110,23 +113,17 @@ def remove_uploads(repository: JobRepository, settings: WorkerSettings) -> int:
     return uploads.sweep(kept_s, repository.uploads_in_use)
 
 
-def remove_stored_stages(repository: JobRepository, settings: WorkerSettings) -> int:
+def remove_stored_stages(repository: JobRepository, storage: Storage, settings: WorkerSettings) -> int:
     """As remove_stages, in the bucket."""
-    storage, kept_ms = settings.storage(), settings.work_retention_hours * _MS_PER_HOUR
-    if storage is None:
-        return 0
-    before = time.time() * 1000 - kept_ms
+    before = time.time() * 1000 - settings.work_retention_hours * _MS_PER_HOUR
     ended = [job_id for job_id, ended_at in _stored(repository, storage, "stages") if ended_at and ended_at <= before]
     for job_id in ended:
         storage.delete(f"stages/{job_id}")
     return len(ended)
 
 
-def remove_stored_orphans(repository: JobRepository, settings: WorkerSettings) -> int:
+def remove_stored_orphans(repository: JobRepository, storage: Storage) -> int:
     """As remove_orphans, in the bucket."""
-    storage = settings.storage()
-    if storage is None:
-        return 0
     found = dict([*_stored(repository, storage, "stages"), *_stored(repository, storage, "jobs")])
     if not _owns_bucket(repository, storage, any(ended_at != 0 for ended_at in found.values()) or not found):
         return 0
