@@ -1,10 +1,13 @@
 """The application: services, routes, errors. Run with ``uvicorn --factory app.main:create_app``, or ``known serve``."""
 
+import asyncio
+import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -52,6 +55,8 @@ from app.webhooks.repository import WebhookRepository
 from app.webhooks.service import WebhookService
 from known_core.logs import configure_logs
 
+_log = logging.getLogger(__name__)
+_SWEEP_S = 600  # between two looks for copies that nobody needs
 _SWITCH_S = 0.0005  # what the event loop waits for a busy thread; Python's own 5 ms are felt by every open stream
 
 
@@ -80,13 +85,19 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     inspector = Inspector(settings.inspection_timeout_seconds)
     signer = UrlSigner(SecretKeys(settings), settings.download_url_seconds)
     limits = Limits(settings.max_tenant_bytes, settings.min_free_bytes, settings.upload_expiry_seconds)
+    uploaded = UploadRepository(settings.data / "uploads", limits, settings.storage())
     upload_service = UploadService(
-        UploadRepository(settings.data / "uploads", limits),
+        uploaded,
         settings.max_upload_bytes,
         settings.upload_idle_seconds,
         repository.uploads_in_use,
     )
     webhook_service = WebhookService(deliveries, sealer, Guard.of(settings))
+    artifact_service = ArtifactService(repository, settings, signer)
+
+    def sweep_copies() -> None:
+        artifact_service.sweep()
+        uploaded.sweep_copies(repository.uploads_in_use)
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -96,7 +107,10 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         keys.warn_when_open()
         inspector.start()
         event_service.start()
+        copies = asyncio.create_task(_again_and_again(sweep_copies)) if settings.storage_url else None
         yield
+        if copies is not None:
+            copies.cancel()
         await event_service.stop()
         inspector.stop()
         await async_redis.aclose()
@@ -120,7 +134,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.state.metrics = figures
     api.state.signer = signer
     api.state.limits = RateLimits(settings)
-    api.state.artifacts = ArtifactService(repository, settings, signer)
+    api.state.artifacts = artifact_service
     api.state.jobs = JobService(
         repository, make_celery(settings.redis_url), upload_service, inspector, webhook_service, settings
     )
@@ -146,3 +160,13 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     api.include_router(metrics.router)
     trace_requests(api)
     return api
+
+
+async def _again_and_again(sweep: Callable[[], None]) -> None:
+    """In a thread, every ten minutes. A worker sweeps too, but not on this machine where there is a bucket."""
+    while True:
+        try:
+            await run_in_threadpool(sweep)
+        except Exception:
+            _log.exception("could not remove copies of what is in the bucket; will try again")
+        await asyncio.sleep(_SWEEP_S)

@@ -32,7 +32,7 @@ class AppSettings(StoreSettings):
 
     @field_validator("metrics_token", mode="before")
     @classmethod
-    def _none_where_empty(cls, value: object) -> object:
+    def _no_token_where_empty(cls, value: object) -> object:
         return value or None  # docker-compose passes on what is not set as an empty text
 
     @field_validator("rate_limit", "key_failure_limit")

@@ -1,5 +1,6 @@
 """What a job asks for: the settings of each part, typed and bounded. Shared by the library, the CLI and the API."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -174,6 +175,13 @@ def paths_of(spec: JobSpec) -> dict[str, Path]:
     paths = {"model": spec.model, "base": spec.base, "dataset": spec.dataset, "downstream": spec.downstream}
     states = {f"state-{index}": path for index, path in enumerate(spec.trajectory or ())}
     return {name: path for name, path in paths.items() if path is not None} | states
+
+
+def with_paths(spec: JobSpec, change: Callable[[Path], Path]) -> JobSpec:
+    """The same job with its inputs elsewhere. Args: change: of each path."""
+    paths = {name: change(path) for name, path in paths_of(spec).items() if not name.startswith("state-")}
+    trajectory = None if spec.trajectory is None else tuple(map(change, spec.trajectory))
+    return spec.model_copy(update={**paths, "trajectory": trajectory})
 
 
 def candidate_names(rate: float, recurrences: int) -> list[str]:

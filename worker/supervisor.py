@@ -26,11 +26,13 @@ from app.jobs.record import Job, JobStatus
 from app.jobs.repository import JobRepository, LeaseLost
 from app.jobs.secrets import Sealer
 from app.jobs.settings import RUN, HubAccess
+from app.storage.storage import Check
 from known_core.errors import KnownError, disk_full
 from known_core.files import folder_bytes, write_json
 from known_core.logs import about, in_json, inherited
-from known_core.spec import JobSpec, paths_of
+from known_core.spec import JobSpec, paths_of, with_paths
 from known_core.traces import Phases, flush, mark_failed, span
+from worker.carrier import Carrier, Errand
 from worker.isolation import confinement, hand_over, import_path, take_back
 from worker.lease import Lease
 from worker.messages import TERMINAL, error_message
@@ -40,6 +42,7 @@ from worker.trainer import SPEC
 _log = logging.getLogger(__name__)
 TEMPORARY = "tmp"  # in a process's folder, gone after it
 _POLL_S = 0.5  # how soon a cancel or a shutdown is seen
+_BUCKET_S = 600  # how long an absence of the bucket is waited for
 _ENVIRONMENT = (
     "PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY", "KNOWN_HYPERMODEL", "KNOWN_ENGINE",
@@ -116,6 +119,14 @@ class Supervisor:
                 _stop(process, self._settings.kill_grace_seconds)
 
 
+class _NotCarried(Exception):
+    """Bytes are not where they are needed. ``outcome``: why; None where it was stopped on request."""
+
+    def __init__(self, outcome: dict[str, Any] | None) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
 class _Attempt:
     """One claim of one job: to run it, or to publish its result again."""
 
@@ -132,6 +143,7 @@ class _Attempt:
         self._call_helpers = call_helpers
         self._repository, self._settings, self._stopping = repository, settings, stopping
         self._folder = settings.job_folder(job_id)
+        self._carrier = Carrier(settings.storage(), settings, job_id)
         self._outcome: dict[str, Any] | None = None
         self._begun = time.monotonic()
         self._time_left_s = float("inf")
@@ -157,6 +169,10 @@ class _Attempt:
             self._time_left_s = job.max_seconds - job.spent_ms / 1000
         try:
             return self._begin(job)
+        except _NotCarried as error:
+            if error.outcome is None or job.republish is None:
+                return self._finish(error.outcome)
+            return self._republished(job, error.outcome)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -166,6 +182,7 @@ class _Attempt:
     def _begin(self, job: Job) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tidy()  # after an attempt whose supervisor died
+        self._carry(lambda check: self._carrier.bring_log())
         with (self._folder / "log.txt").open("ab", buffering=0) as log:
             begun = f"attempt {job.attempts}"
             line = {"event": begun, "job_id": job.id, "request_id": job.request_id}
@@ -186,19 +203,24 @@ class _Attempt:
         Returns:
             The last message, or None where a process died or was stopped.
         """
-        write_json(self._folder / SPEC, job.spec)
+        spec = with_paths(JobSpec.model_validate(job.spec), self._settings.data.joinpath)
+        self._carry(lambda check: self._carrier.bring(spec, check))
+        write_json(self._folder / SPEC, spec.model_dump(mode="json"))
+        inputs = paths_of(spec).values()
         if job.hub:
             self._lease.write(self._repository.mark_running)
             access.cache.mkdir(parents=True, exist_ok=True)
-            inputs = paths_of(JobSpec.model_validate(job.spec)).values()
             asked = {**_plain(access), "refs": job.hub}
             fetched = self._supervise("worker.fetcher", log, asked, reads=inputs, writes=[access.cache])
             if fetched is None or fetched["type"] == "error":
                 return fetched
-        inputs = paths_of(JobSpec.model_validate(job.spec)).values()
-        result = self._supervise("worker.trainer", log, reads=inputs)
+        with self._carrier.watching():
+            result = self._supervise("worker.trainer", log, reads=inputs)
         target = job.spec["output"].get("hub")
-        if result is None or result["type"] == "error" or target is None:
+        if result is None or result["type"] == "error":
+            return result
+        self._carry(self._carrier.keep_result)
+        if target is None:
             return result
         published = self._publish(access, target, result["selected"], log)
         return None if published is None else result | _publication(published)
@@ -206,6 +228,7 @@ class _Attempt:
     def _republish(self, job: Job, access: HubAccess, log: int) -> bool:
         assert job.republish is not None
         assert job.result is not None
+        self._carry(self._carrier.bring_result)
         candidate = job.republish["candidate"] or job.result["selected"]
         published = self._publish(access, job.republish["hub"], candidate, log)
         return self._release() if published is None else self._republished(job, published)
@@ -261,6 +284,40 @@ class _Attempt:
         self._tidy()
         return self._outcome
 
+    def _carry(
+        self, transfer: Callable[[Check], None], patience_s: float = _BUCKET_S, *, to_the_end: bool = False
+    ) -> None:
+        """Move bytes to or from the bucket, if there is one, and renew the lease meanwhile.
+
+        Args:
+            patience_s: how long the bucket may be away.
+            to_the_end: also where the job is to stop.
+
+        Raises:
+            _NotCarried; LeaseLost.
+        """
+        if not self._carrier.is_needed:
+            return
+        with Errand(transfer, patience_s) as errand:
+            try:
+                while not errand.done(_POLL_S):
+                    if self._lease.age >= self._settings.heartbeat_seconds:
+                        self._lease.renew()
+                    if not to_the_end and self._is_to_stop():
+                        raise _NotCarried(None)
+            except KnownError as error:
+                _log.warning("%s", error)
+                raise _NotCarried(error_message(error)) from error
+
+    def _keep(self, transfer: Callable[[Check], None]) -> None:
+        """Put what there is into the bucket before the attempt ends; without it, the next one has more to do."""
+        with suppress(_NotCarried):
+            self._carry(transfer, 0, to_the_end=True)
+
+    def _is_to_stop(self) -> bool:
+        self._let_go = self._stopping() or self._lease.read(self._repository.stop_requested)
+        return self._let_go
+
     def _out_of_time(self) -> bool:
         return time.monotonic() - self._begun >= self._time_left_s
 
@@ -295,8 +352,7 @@ class _Attempt:
                         self._handle(json.loads(line))
                 if self._lease.age >= self._settings.heartbeat_seconds:
                     self._lease.renew()
-                if self._stopping() or self._lease.read(self._repository.stop_requested):
-                    self._let_go = True
+                if self._is_to_stop():
                     return
                 if self._out_of_time():
                     self._outcome = self._limit_reached()
@@ -343,10 +399,14 @@ class _Attempt:
         status = JobStatus.SUCCEEDED if kind == "result" else JobStatus.FAILED
         if status is JobStatus.FAILED:
             mark_failed(outcome["code"])
+        self._keep(self._carrier.keep_log)
         self._lease.write(self._repository.finish, status, outcome)
         return False
 
     def _release(self) -> bool:
+        if self._carrier.is_needed:
+            canceled = self._lease.read(self._repository.status) is JobStatus.CANCELING
+            self._keep(self._carrier.keep_log if canceled else self._carrier.keep_stages)
         status = self._lease.write(self._repository.release, attempt_counts=not (self._let_go or self._stopping()))
         return status is JobStatus.QUEUED
 

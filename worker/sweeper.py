@@ -1,4 +1,5 @@
-"""Removes what nobody needs any more: jobs past their time, the inner stages of ended jobs, folders without a job.
+"""Removes what nobody needs any more: jobs past their time, the inner stages of ended jobs, folders without a job; on
+this machine, and in the bucket where there is one.
 
 Every worker has a thread for it; several do no harm. A sweep is a function that removes what it finds and returns how
 many there were; worker.tasks lists them.
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from app.jobs.deletion import delete_job, remove_folder
+from app.jobs.deletion import delete_job, remove_folder, remove_stored
 from app.jobs.repository import JobNotFound, JobRepository
 from app.jobs.settings import RUN
+from app.storage.storage import Storage
 from app.uploads.repository import Limits, UploadRepository
 from known_core.files import atomic_path
 from worker.periodic import Periodic
@@ -30,7 +32,12 @@ _AT_ONCE = 500  # records looked up in one round trip
 
 def sweeps(repository: JobRepository, settings: WorkerSettings) -> dict[str, Sweep]:
     """Those of jobs, by name."""
-    return {
+    storage = settings.storage()
+    bucket: dict[str, Sweep] = {}
+    if storage is not None:
+        bucket["stages in the bucket"] = lambda: remove_stored_stages(repository, storage, settings)
+        bucket["jobs in the bucket without a record"] = lambda: remove_stored_orphans(repository, storage)
+    return bucket | {
         "expired jobs": lambda: remove_expired(repository, settings),
         "stages of ended jobs": lambda: remove_stages(repository, settings),
         "folders without a job": lambda: remove_orphans(repository, settings),
@@ -61,7 +68,7 @@ def remove_expired(repository: JobRepository, settings: WorkerSettings) -> int:
     removed = 0
     for job_id in repository.ended_for(kept_ms):
         try:
-            removed += delete_job(repository, settings.job_folder(job_id), job_id)
+            removed += delete_job(repository, settings.job_folder(job_id), job_id, settings.storage())
         except JobNotFound:  # another worker's sweeper was quicker
             continue
     return removed
@@ -96,11 +103,56 @@ def remove_orphans(repository: JobRepository, settings: WorkerSettings) -> int:
 def remove_uploads(repository: JobRepository, settings: WorkerSettings) -> int:
     """Remove incomplete uploads that expired, and complete ones that no job used for KNOWN_UPLOAD_RETENTION_DAYS; not
     in the data folder of another store, whose jobs are not known here."""
+    storage = settings.storage()
     if not _owns(repository, settings.data / "jobs", may_take=False):
         return 0
-    uploads = UploadRepository(settings.data / "uploads", Limits(expiry_s=settings.upload_expiry_seconds))
+    if storage is not None and not _owns_bucket(repository, storage, may_take=False):
+        return 0
+    uploads = UploadRepository(settings.data / "uploads", Limits(expiry_s=settings.upload_expiry_seconds), storage)
     kept_s = settings.upload_retention_days * 86400 or math.inf
     return uploads.sweep(kept_s, repository.uploads_in_use)
+
+
+def remove_stored_stages(repository: JobRepository, storage: Storage, settings: WorkerSettings) -> int:
+    """As remove_stages, in the bucket."""
+    before = time.time() * 1000 - settings.work_retention_hours * _MS_PER_HOUR
+    ended = [job_id for job_id, ended_at in _stored(repository, storage, "stages") if ended_at and ended_at <= before]
+    for job_id in ended:
+        storage.delete(f"stages/{job_id}")
+    return len(ended)
+
+
+def remove_stored_orphans(repository: JobRepository, storage: Storage) -> int:
+    """As remove_orphans, in the bucket."""
+    found = dict([*_stored(repository, storage, "stages"), *_stored(repository, storage, "jobs")])
+    if not _owns_bucket(repository, storage, any(ended_at != 0 for ended_at in found.values()) or not found):
+        return 0
+    removed = 0
+    for job_id in [job_id for job_id, ended_at in found.items() if ended_at == 0]:
+        files = [*storage.files(f"jobs/{job_id}"), *storage.files(f"stages/{job_id}")]
+        if max((file.modified for file in files), default=0) < time.time() - ORPHAN_S:
+            remove_stored(storage, job_id)
+            removed += 1
+    return removed
+
+
+def _stored(repository: JobRepository, storage: Storage, kind: str) -> Iterator[tuple[str, int | None]]:
+    """As _job_folders, of the bucket."""
+    job_ids = iter(storage.children(kind))
+    while batch := list(islice(job_ids, _AT_ONCE)):
+        yield from zip(batch, repository.ended_at(batch), strict=True)
+
+
+def _owns_bucket(repository: JobRepository, storage: Storage, may_take: bool) -> bool:
+    """As _owns, of the bucket."""
+    mine, key = repository.store_id(), f"jobs/{_OWNER}"
+    said = storage.read(key)
+    if said is None and may_take:
+        storage.write(key, said := mine.encode())
+    if said == mine.encode():
+        return True
+    _log.warning("the bucket belongs to another job store than KNOWN_REDIS_URL's; its files are left alone")
+    return False
 
 
 def _owns(repository: JobRepository, root: Path, may_take: bool) -> bool:

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 
-from app.artifacts.files import content_response, file_response, wanted
+from app.artifacts.files import content_response, file_response, stored_response, wanted
 from app.artifacts.schemas import ARTIFACT_EXAMPLE, FIGURE_EXAMPLE, ArtifactList, FigureList
 from app.dependencies import Artifacts, JobId, ReadableJobId, Who
 from app.problems import problem_responses
@@ -94,6 +94,9 @@ _FILE: dict[str, Any] = {
         200: {"content": {"application/octet-stream": {"example": "(bytes)"}}},
         206: {"description": "The bytes that Range asked for"},
         304: {"description": "The client has the file"},
+        307: {
+            "description": "The file is in a bucket: GET it at Location, an address that expires, without the API key"
+        },
         **problem_responses(401, 403, 404, 409, 416, 422, 429),
     },
 }
@@ -102,6 +105,7 @@ _FILE: dict[str, Any] = {
 @files.head("/v1/jobs/{job_id}/artifacts/{path:path}", summary="Size and ETag of a file", **_FILE)
 @files.get("/v1/jobs/{job_id}/artifacts/{path:path}", summary="Download a file", **_FILE)
 def get_artifact(
+    request: Request,
     job_id: ReadableJobId,
     path: Annotated[str, PathParameter(examples=["x2/model.safetensors"])],
     artifacts: Artifacts,
@@ -110,5 +114,8 @@ def get_artifact(
     if_none_match: _NONE_MATCH = None,
 ) -> Response:
     """The file, whole or by Range; its ETag is its sha256. Needs an API key, or the query of a ``download_url``."""
+    stored = artifacts.stored(job_id, path)
+    if stored is not None:
+        return stored_response(stored, request.method, range_, if_range, if_none_match)
     file, sha256 = artifacts.file(job_id, path)
     return file_response(file, sha256, range_, if_range, if_none_match)

@@ -1,6 +1,9 @@
-"""The files a job made: listed in its manifest, served from its folder."""
+"""The files a job made: listed in its manifest, served from its folder, or from the bucket."""
 
+import time
 from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +14,12 @@ from app.artifacts.schemas import ArtifactList, ArtifactView, FigureList, Figure
 from app.artifacts.signing import UrlSigner
 from app.jobs.repository import JobRepository
 from app.jobs.settings import StoreSettings
+from app.storage.storage import inside
 from known_core.errors import KnownError
 from known_core.files import read_json, sha256_bytes
 
 MANIFEST = "manifest.json"
+_COPY_S = 24 * 3600
 
 
 def artifact_path(job_id: str, path: str) -> str:
@@ -34,6 +39,7 @@ class ArtifactService:
         self._repository = repository
         self._settings = settings
         self._signer = signer
+        self._storage = settings.storage()
 
     def list(self, tenant: str, job_id: str) -> ArtifactList:
         """Every file, with an address for the tenant and one for whoever it is given to."""
@@ -57,7 +63,7 @@ class ArtifactService:
         Raises:
             JobNotFound; KnownError ``result_not_ready``, ``figure_not_found``.
         """
-        return _figure(self._folder(job_id) / "report.json", name)
+        return _figure(self._local(job_id, "report.json"), name)
 
     def _addresses(self, tenant: str, path: str) -> dict[str, str]:
         download_url, expires = self._signer.sign(tenant, path)
@@ -66,26 +72,42 @@ class ArtifactService:
 
     def manifest(self, job_id: str) -> dict[str, Any]:
         """Raises: JobNotFound; KnownError ``result_not_ready``."""
-        manifest: dict[str, Any] = read_json(self._folder(job_id) / MANIFEST)
+        manifest: dict[str, Any] = read_json(self._local(job_id, MANIFEST))
         return manifest
 
     def report(self, job_id: str) -> dict[str, Any]:
         """Raises: JobNotFound; KnownError ``result_not_ready``."""
-        report: dict[str, Any] = read_json(self._folder(job_id) / "report.json")
+        report: dict[str, Any] = read_json(self._local(job_id, "report.json"))
         return report
 
     def file(self, job_id: str, path: str) -> tuple[Path, str | None]:
-        """Where a file lies, and its sha256 (None for the manifest itself).
+        """Where a file lies on this machine, and its sha256 (None for the manifest itself). For small files.
 
         Raises:
             JobNotFound; KnownError ``result_not_ready``, ``artifact_not_found``.
         """
-        folder = self._folder(job_id)
-        if path == MANIFEST:
-            return folder / MANIFEST, None
+        sha256 = None if path == MANIFEST else self._entry(job_id, path)["sha256"]
+        return self._local(job_id, path), sha256
+
+    def stored(self, job_id: str, path: str) -> "StoredFile | None":
+        """A file in the bucket, with an address that gives it to whoever has it; None where there is no bucket, and for
+        the manifest, which the API gives itself.
+
+        Raises:
+            as ``file``.
+        """
+        if self._storage is None or path == MANIFEST:
+            return None
+        entry = self._entry(job_id, path)
+        url = self._storage.signed_url(_key(job_id, path), self._signer.lasts_s, Path(path).name)
+        return StoredFile(url, entry["bytes"], entry["sha256"])
+
+    def _entry(self, job_id: str, path: str) -> dict[str, Any]:
+        """What the manifest says of a file."""
         for entry in self.manifest(job_id)["files"]:
             if entry["path"] == path:
-                return folder / path, entry["sha256"]
+                inside(path)  # the manifest is of a process that a stranger may steer
+                return dict(entry)
         raise KnownError(
             "artifact_not_found", f"the job has no file {path[:200]!r}", "GET /v1/jobs/{id}/artifacts lists them."
         )
@@ -94,10 +116,38 @@ class ArtifactService:
         """The last lines of the job's log; empty before it has started. Raises: JobNotFound."""
         self._repository.status(job_id)
         path = self._settings.job_folder(job_id) / "log.txt"
+        kept = self._storage.read(f"jobs/{job_id}/log.txt") if self._storage is not None else None
+        if kept is not None:
+            return "".join(kept.decode(errors="replace").splitlines(keepends=True)[-lines:])
         if not path.is_file():
             return ""
         with path.open(encoding="utf-8", errors="replace") as stream:
             return "".join(deque(stream, maxlen=lines))
+
+    def sweep(self) -> int:
+        """Remove copies of what is in the bucket that are a day old; returns how many."""
+        old = [path for path in self._copies.glob("*/*") if path.stat().st_mtime < time.time() - _COPY_S]
+        for path in old:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty
+                path.parent.rmdir()
+        return len(old)
+
+    @property
+    def _copies(self) -> Path:
+        return self._settings.data / "copies"
+
+    def _local(self, job_id: str, path: str) -> Path:
+        """Where a file of a job is on this machine."""
+        folder = self._folder(job_id)
+        if self._storage is None:
+            return folder / path
+        copy = self._copies / job_id / path.replace("/", "-")
+        if not copy.is_file():
+            self._storage.fetch(
+                _key(job_id, path), copy, None if path == MANIFEST else self._entry(job_id, path)["sha256"]
+            )
+        return copy
 
     def _folder(self, job_id: str) -> Path:
         status = self._repository.status(job_id)
@@ -106,6 +156,19 @@ class ArtifactService:
                 "result_not_ready", f"the job is {status.value}", "GET /v1/jobs/{id}?wait=60 answers when it has ended."
             )
         return self._settings.run_folder(job_id) / "artifacts"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in the bucket. Args: url: signed."""
+
+    url: str
+    bytes: int
+    sha256: str
+
+
+def _key(job_id: str, path: str) -> str:
+    return f"jobs/{job_id}/artifacts/{path}"
 
 
 @lru_cache(maxsize=64)  # of about 30 kB; a job's report never changes

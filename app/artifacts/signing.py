@@ -21,11 +21,11 @@ class UrlSigner:
 
     def __init__(self, keys: SecretKeys, lasts_s: int) -> None:
         self._keys = keys.derived("download addresses")
-        self._lasts_s = lasts_s
+        self.lasts_s = lasts_s
 
     def sign(self, tenant: str, path: str) -> tuple[str, int]:
         """The address for GET and HEAD of a path (not quoted), and when it expires, seconds since the epoch."""
-        expires, key_id = int(time.time()) + self._lasts_s, next(iter(self._keys))
+        expires, key_id = int(time.time()) + self.lasts_s, next(iter(self._keys))
         signature = self._signature(path, tenant, expires, key_id)
         query = urlencode({"expires": expires, "tenant": tenant, "key": key_id, "signature": signature})
         return f"{quote(path)}?{query}", expires

@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 
 from app.jobs.repository import JobNotFound, JobRepository
+from app.storage.storage import Storage
 
 
-def delete_job(repository: JobRepository, folder: Path, job_id: str) -> bool:
+def delete_job(repository: JobRepository, folder: Path, job_id: str, storage: Storage | None = None) -> bool:
     """Delete a job that has ended. One that is cut short can be done again, also by several at once.
 
     Args:
         folder: the job's own.
+        storage: where else its files are.
 
     Returns:
         False while it runs, or is being published.
@@ -21,10 +23,18 @@ def delete_job(repository: JobRepository, folder: Path, job_id: str) -> bool:
     if not repository.begin_delete(job_id):
         return False
     remove_folder(folder)
+    if storage is not None:
+        remove_stored(storage, job_id)
     try:
         return repository.delete(job_id)
     except JobNotFound:  # somebody did the same at the same time
         return True
+
+
+def remove_stored(storage: Storage, job_id: str) -> None:
+    """Remove a job's files from the bucket, if they are there."""
+    storage.delete(f"jobs/{job_id}")
+    storage.delete(f"stages/{job_id}")
 
 
 def remove_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Jobs: accept, show, cancel, publish again."""
 
 import logging
+import re
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ from app.jobs.secrets import Sealer
 from app.keys.caller import Caller
 from app.keys.limits import TooMany
 from app.settings import AppSettings
+from app.storage.storage import Storage
 from app.times import rfc3339 as _time
 from app.uploads.service import UploadService
 from app.webhooks.guard import shown
@@ -39,11 +41,12 @@ from app.webhooks.service import WebhookService
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes
 from known_core.logs import current
-from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec
+from known_core.spec import DataSettings, EvaluationSettings, HubTarget, JobSpec, with_paths
 from known_core.traces import traceparent
 
 _log = logging.getLogger(__name__)
 Input = ModelInput | StateInput | DatasetInput
+_STAGE_RECORD = re.compile(r"stages/[^/]+/[^/]+/stage\.json")
 _LOOK_AGAIN_S = 30  # when a tenant that has too many jobs waiting may try again
 
 
@@ -65,6 +68,7 @@ class JobService:
         self._inspector = inspector
         self._webhooks = webhooks
         self._settings = settings
+        self._storage = settings.storage()
         self._sealer = Sealer(settings)
 
     def enhance(self, caller: Caller, request: EnhanceRequest, token: str | None, key: str | None = None) -> JobView:
@@ -117,7 +121,7 @@ class JobService:
             caller.tenant,
             {
                 "request": _shown(request),
-                "spec": spec.model_dump(mode="json"),
+                "spec": with_paths(spec, self._portable).model_dump(mode="json"),
                 "hub": inspected["hub"],
                 "resolved": inspected["resolved"],
                 "estimate": inspected["estimate"],
@@ -188,6 +192,10 @@ class JobService:
         resolved_paths = {"base": folder / "base"} if "base" in inspected["hub"] and spec.base is None else {}
         return spec.model_copy(update={"origins": inspected["resolved"]["sources"], **resolved_paths}), inspected
 
+    def _portable(self, path: Path) -> Path:
+        """As a record has it: below the data folder, which each machine may have elsewhere."""
+        return path.relative_to(self._settings.data)
+
     def _path(self, caller: Caller, name: str, given: Input, folder: Path) -> Path:
         if given.upload_id is None:
             return folder / name
@@ -230,6 +238,8 @@ class JobService:
 
     def checkpoints(self, job_id: str) -> CheckpointList:
         """The stages of a job that are finished, and still kept."""
+        if self._storage is not None:
+            return _stored_checkpoints(self._storage, job_id)
         finished: list[tuple[float, CheckpointView]] = []
         for record in (self._settings.run_folder(job_id) / "work").glob("[!.]*/stage.json"):
             with suppress(FileNotFoundError):  # swept, or deleted, meanwhile
@@ -243,7 +253,7 @@ class JobService:
 
     def delete(self, job_id: str) -> None:
         """Raises: KnownError ``job_busy``."""
-        if not delete_job(self._repository, self._settings.job_folder(job_id), job_id):
+        if not delete_job(self._repository, self._settings.job_folder(job_id), job_id, self._storage):
             status = self._repository.status(job_id)
             raise KnownError(
                 "job_busy", f"the job is {status.value}, or is being published", "Cancel it first, or wait for its end."
@@ -277,6 +287,17 @@ class JobService:
                 wake(self._celery, job_id, queue)
         except OperationalError as error:
             _log.warning("no wake-up for %s, the reaper will send one: %s", job_id, error)
+
+
+def _stored_checkpoints(storage: Storage, job_id: str) -> CheckpointList:
+    records = [file for file in storage.files(f"stages/{job_id}") if _STAGE_RECORD.fullmatch(file.key)]
+    data = []
+    for record in sorted(records, key=lambda file: file.modified):
+        if (said := storage.record(record.key)) is not None:  # else swept, or deleted, meanwhile
+            stage = record.key.split("/")[2].rpartition("-")[0]
+            taken = sum(file["bytes"] for file in said["files"])
+            data.append(CheckpointView(stage=stage, seconds=said["seconds"], bytes=taken + record.bytes))
+    return CheckpointList(data=data)
 
 
 def _shown(request: EnhanceRequest) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 if TYPE_CHECKING:
+    from app.storage.storage import Storage
     from known_core.hub import Hub
 
 
@@ -49,6 +50,16 @@ class StoreSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="KNOWN_")
 
     data_dir: Path = Field(Path("~/.local/share/known"), description="uploads, job folders and artifacts")
+    storage_url: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w!.*'()-]+)*/?$",
+        description="s3://bucket/prefix: uploads and results are kept there, the data folder is each machine's own; "
+        "null: the data folder alone, which all share",
+    )
+    storage_endpoint: str | None = Field(None, description="address of an S3 service; null: AWS's")
+    storage_public_endpoint: str | None = Field(
+        None, description="what stands for it in download addresses that clients are given; null: the same"
+    )
     redis_url: str = Field(
         default_factory=lambda data: _embedded(data["data_dir"]) or "redis://127.0.0.1:6379/0",
         description="Redis or Valkey: broker, job store and event log; default: that of `known serve`, where it runs",
@@ -80,6 +91,19 @@ class StoreSettings(BaseSettings):
     webhook_allowed_hosts: str = Field(
         "", description="names, addresses and networks, by commas, that webhooks may reach although not public"
     )
+
+    @field_validator("storage_url", "storage_endpoint", "storage_public_endpoint", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: object) -> object:
+        return value or None  # docker-compose passes on what is not set as an empty text
+
+    def storage(self) -> "Storage | None":
+        """The bucket; None where the data folder is shared by everybody."""
+        if self.storage_url is None:
+            return None
+        from app.storage.storage import Storage
+
+        return Storage(self.storage_url, self.storage_endpoint, self.storage_public_endpoint)
 
     @property
     def data(self) -> Path:

@@ -3,6 +3,9 @@
 <root>/<tenant>/upl_.../content          the bytes
                         incoming.json    while it is not complete: what its client says it will be
                         upload.json      once it is complete: name, bytes, sha256
+
+With a bucket, content and upload.json are there, and what is here of a complete upload is a copy. While an upload is
+not complete it is on the machine that takes it, alone.
 """
 
 import fcntl
@@ -14,13 +17,16 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from app.storage.storage import Check, Storage, go_on
 from app.uploads.content import CONTENT, Content, offset_of
 from app.uploads.record import Upload, new_upload_id
 from known_core.errors import KnownError
-from known_core.files import fsync_directory, read_json, write_json
+from known_core.files import canonical_json, fsync_directory, read_json, write_json
 
 _INCOMING, _COMPLETE = "incoming.json", "upload.json"
+_COPY_S = 24 * 3600  # a copy of what is in the bucket goes so long after its last use
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,13 @@ class Limits:
 
 
 class UploadRepository:
-    """Args: root: the folder that holds the uploads, a folder for each tenant."""
+    """Args: root: the folder that holds the uploads, a folder for each tenant. storage: where complete ones are kept;
+    None: there."""
 
-    def __init__(self, root: Path, limits: Limits | None = None) -> None:
+    def __init__(self, root: Path, limits: Limits | None = None, storage: Storage | None = None) -> None:
         self._root = root
         self._limits = limits or Limits()
+        self._storage = storage
 
     def create(
         self, tenant: str, *, filename: str, length: int | None, sha256: str | None = None, metadata: str = ""
@@ -74,10 +82,14 @@ class UploadRepository:
 
     def _find(self, tenant: str, upload_id: str) -> Upload:
         folder = self._folder(tenant, upload_id)
-        with suppress(FileNotFoundError):
-            said = read_json(folder / _COMPLETE)
-            return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said.get("metadata", ""),
-                          offset=said["bytes"], complete=True)  # fmt: skip
+        if self._storage is None:
+            with suppress(FileNotFoundError):
+                return _complete(upload_id, read_json(folder / _COMPLETE))
+        elif not (folder / _INCOMING).is_file():  # a copy here tells nothing: another machine may have removed it
+            said = self._storage.record(f"{_key(tenant, upload_id)}/{_COMPLETE}")
+            if said is None:
+                raise _not_found(upload_id)
+            return _complete(upload_id, said)
         try:
             said = read_json(folder / _INCOMING)
             expires_at = (folder / CONTENT).stat().st_mtime + self._limits.expiry_s
@@ -86,9 +98,9 @@ class UploadRepository:
         except FileNotFoundError as error:
             raise _not_found(upload_id) from error
 
-    def path(self, tenant: str, upload_id: str) -> Path:
-        """Where the bytes of a complete upload are; this counts as using it. Raises: KnownError ``upload_not_found``,
-        ``upload_incomplete``."""
+    def path(self, tenant: str, upload_id: str, check: Check = go_on) -> Path:
+        """Where the bytes of a complete upload are on this machine; this counts as using it. Raises: KnownError
+        ``upload_not_found``, ``upload_incomplete``; with a bucket, what ``Storage.fetch`` does."""
         upload = self.get(tenant, upload_id)
         if not upload.complete:
             raise KnownError(
@@ -97,6 +109,12 @@ class UploadRepository:
                 "Send the rest first: HEAD /v1/uploads/{id} says where to go on.",
             )
         folder = self._folder(tenant, upload_id)
+        if self._storage is not None:
+            key, said = _key(tenant, upload_id), _said(upload)
+            self._storage.write(f"{key}/{_COMPLETE}", canonical_json(said))  # its age is that of the last use
+            if not (folder / _COMPLETE).is_file():
+                self._storage.fetch(f"{key}/{CONTENT}", folder / CONTENT, upload.sha256, check)
+                write_json(folder / _COMPLETE, said)
         os.utime(folder / _COMPLETE)
         return folder / CONTENT
 
@@ -143,7 +161,8 @@ class UploadRepository:
             sha256: of the content where it is known; None reads it again.
 
         Raises:
-            KnownError: ``checksum_mismatch``; then the upload is gone.
+            KnownError: ``checksum_mismatch``; then the upload is gone. With a bucket, what ``Storage.put`` raises; then
+                it can be completed again.
         """
         upload_id = content.folder.name
         said = read_json(content.folder / _INCOMING)
@@ -159,14 +178,24 @@ class UploadRepository:
                 f"the bytes received have sha256 {sha256}, not {said['sha256']}; the upload was removed",
                 "Upload again; if it happens again, compute the sha256 of the file anew.",
             ).at("/sha256")
-        known = {"filename": said["filename"], "bytes": content.offset, "sha256": sha256, "metadata": said["metadata"]}
-        write_json(content.folder / _COMPLETE, {"id": upload_id, "object": "upload", **known})
+        upload = Upload(
+            upload_id, said["filename"], content.offset, sha256, said["metadata"], content.offset, complete=True
+        )
+        if self._storage is not None:
+            key = _key(tenant, upload_id)
+            self._storage.put(content.folder / CONTENT, f"{key}/{CONTENT}")
+            self._storage.write(f"{key}/{_COMPLETE}", canonical_json(_said(upload)))
+        write_json(content.folder / _COMPLETE, _said(upload))
         (content.folder / _INCOMING).unlink()
-        return self.get(tenant, upload_id)
+        return upload
 
     def remove(self, tenant: str, upload_id: str) -> None:
         """Remove an upload, complete or not. Raises: KnownError ``upload_not_found``, ``upload_locked``."""
-        self._find(tenant, upload_id)
+        upload = self._find(tenant, upload_id)
+        if self._storage is not None and upload.complete:
+            self._storage.delete(_key(tenant, upload_id), first=_COMPLETE)
+            if not self._folder(tenant, upload_id).is_dir():
+                return
         content = self._lock(tenant, upload_id)
         try:
             _remove(content.folder)
@@ -179,7 +208,8 @@ class UploadRepository:
             _remove(content.folder)
 
     def sweep(self, retention_s: float, in_use: Callable[[str], Collection[str]]) -> int:
-        """Remove what expired, and complete uploads that were not used for long.
+        """Remove what expired, and complete uploads that were not used for long; with a bucket there, and here the
+        copies that no job uses.
 
         Args:
             retention_s: how long a complete upload that no job uses is kept after its last use, in seconds.
@@ -188,11 +218,41 @@ class UploadRepository:
         Returns:
             How many were removed.
         """
+        if self._storage is None:
+            return self._sweep_here(retention_s, in_use)
+        return self._sweep_bucket(self._storage, retention_s, in_use) + self.sweep_copies(in_use)
+
+    def sweep_copies(self, in_use: Callable[[str], Collection[str]]) -> int:
+        """With a bucket: remove what expired here, and copies that were not used for a day; returns how many."""
+        return self._sweep_here(_COPY_S, in_use)
+
+    def _sweep_here(self, retention_s: float, in_use: Callable[[str], Collection[str]]) -> int:
         removed = 0
         for tenant in self._root.glob("*"):
             over = [folder for folder in tenant.glob("upl_*") if self._is_over(folder, retention_s)]
             kept = in_use(tenant.name) if over else ()
             removed += sum(self._sweep_one(folder, retention_s) for folder in over if folder.name not in kept)
+        return removed
+
+    def _sweep_bucket(self, storage: Storage, retention_s: float, in_use: Callable[[str], Collection[str]]) -> int:
+        newest: dict[str, float] = {}  # by folder: when it was used, or content without a record was written
+        complete = set()
+        for file in storage.files("uploads"):
+            folder, _, name = file.key.rpartition("/")
+            newest[folder] = max(newest.get(folder, 0), file.modified)
+            if name == _COMPLETE:
+                complete.add(folder)
+        removed, kept = 0, dict[str, Collection[str]]()
+        for folder, modified in newest.items():
+            if modified + (retention_s if folder in complete else self._limits.expiry_s) >= time.time():
+                continue
+            _, tenant, upload_id = folder.split("/")
+            if tenant not in kept:
+                kept[tenant] = in_use(tenant)
+            record = storage.file(f"{folder}/{_COMPLETE}")  # looked at again: it may have been used just now
+            if upload_id not in kept[tenant] and (record is None or record.modified <= modified):
+                storage.delete(folder, first=_COMPLETE)
+                removed += 1
         return removed
 
     def _sweep_one(self, folder: Path, retention_s: float) -> bool:
@@ -229,7 +289,7 @@ class UploadRepository:
         descriptor = os.open(self._root / tenant, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            used = sum(_reserved(folder) for folder in (self._root / tenant).glob("upl_*"))
+            used = sum(self._taken(tenant).values())
             if used + more > self._limits.tenant_bytes:
                 raise KnownError(
                     "storage_quota_exceeded",
@@ -240,6 +300,15 @@ class UploadRepository:
         finally:
             os.close(descriptor)
 
+    def _taken(self, tenant: str) -> dict[str, int]:
+        """Bytes that each upload counts for."""
+        folders = (self._root / tenant).glob("upl_*")
+        if self._storage is None:
+            return {folder.name: _reserved(folder) for folder in folders}
+        kept = {Path(file.key).parts[2]: file.bytes for file in self._storage.files(f"uploads/{tenant}")
+                if file.key.endswith(f"/{CONTENT}")}  # fmt: skip
+        return kept | {folder.name: _reserved(folder) for folder in folders if (folder / _INCOMING).is_file()}
+
     def _check_disk(self, more: int) -> None:
         free = shutil.disk_usage(self._root).free
         if free - more < self._limits.free_bytes:
@@ -249,6 +318,21 @@ class UploadRepository:
                 "Try again later, or ask the operator for space (KNOWN_MIN_FREE_BYTES).",
                 retryable=True,
             )
+
+
+def _key(tenant: str, upload_id: str) -> str:
+    return f"uploads/{tenant}/{upload_id}"
+
+
+def _complete(upload_id: str, said: dict[str, Any]) -> Upload:
+    return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said.get("metadata", ""),
+                  offset=said["bytes"], complete=True)  # fmt: skip
+
+
+def _said(upload: Upload) -> dict[str, Any]:
+    """The record of a complete upload."""
+    known = {"filename": upload.filename, "bytes": upload.length, "sha256": upload.sha256, "metadata": upload.metadata}
+    return {"id": upload.id, "object": "upload", **known}
 
 
 def _not_found(upload_id: str) -> KnownError:

@@ -146,7 +146,7 @@ _CODES: dict[type[Problem], str] = {
     QuotaExceeded: "quota_exceeded storage_quota_exceeded",
     Unavailable: """
         inspection_failed store_unavailable disk_full hub_unreachable hub_offline server_unreachable server_error
-        stack_failed
+        stack_failed storage_missing storage_refused storage_unavailable
     """,
     JobFailed: """
         out_of_memory isolation_incomplete limit_reached training_diverged secret_key_invalid worker_died
