@@ -62,6 +62,7 @@ _STATUS = {
     "upload_too_large": 413,
     "media_type_unsupported": 415,
     "inspection_failed": 503,
+    "record_too_new": 503,
     "store_unavailable": 503,
     "disk_full": 503,
 }

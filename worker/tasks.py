@@ -3,11 +3,13 @@
 import logging
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker import state
 
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery, wake
 from app.jobs.repository import JobNotFound, JobRepository, connect
@@ -15,9 +17,11 @@ from app.webhooks.repository import WebhookRepository
 from known_core.errors import KnownError
 from known_core.logs import configure_logs
 from known_core.processes import die_with_parent
+from known_core.schema import RecordTooNew
 from known_core.traces import start_tracing
 from worker.calibration import Calibrator
 from worker.courier import Courier
+from worker.idle import Idle
 from worker.isolation import check
 from worker.machine import describe_machine
 from worker.orphans import kill_orphans
@@ -43,7 +47,7 @@ def look_at(job_id: str) -> None:
         wake(celery, job_id)
         return
     repository = JobRepository(connect(settings.redis_url))
-    with suppress(JobNotFound):  # deleted meanwhile
+    with suppress(JobNotFound), _left_to_newer():  # deleted meanwhile
         chosen = repository.next_for(job_id, settings.max_running_jobs)
         if chosen is None:
             return  # whoever waits is at its limit: the end of one of its jobs wakes the next
@@ -57,6 +61,15 @@ def help_with(job_id: str, turn: int, helpers: int) -> None:
     """Write shards of the nowcast of a job that another worker runs, if it still does."""
     if not _stopping.is_set():
         _supervisor().help(job_id, turn, helpers)
+
+
+@contextmanager
+def _left_to_newer() -> Iterator[None]:
+    """A job of a newer release is for a worker of that; the reaper sends it another wake-up."""
+    try:
+        yield
+    except RecordTooNew as error:
+        _log.warning("%s", error)
 
 
 def _supervisor() -> Supervisor:
@@ -109,8 +122,15 @@ def _start_threads(sender: Any, **_: Any) -> None:
         _threads.append(Calibrator(calibrations, describe_machine(), lambda found: reaper.know({"calibration": found})))
     _threads.append(Sweeper(removing, settings.sweep_seconds))
     _threads.append(Courier(WebhookRepository(connect(settings.redis_url)), settings))
+    if settings.exit_when_idle_seconds:
+        _threads.append(Idle(_has_work, settings.exit_when_idle_seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     for thread in _threads:
         thread.start()
+
+
+def _has_work() -> bool:
+    """Whether a message was taken and is not done with."""
+    return bool(state.reserved_requests or state.active_requests)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

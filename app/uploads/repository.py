@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.uploads.content import CONTENT, Content, offset_of
-from app.uploads.record import Upload, new_upload_id
+from app.uploads.record import STEPS, Upload, new_upload_id
 from known_core.errors import KnownError
 from known_core.files import fsync_directory, read_json, write_json
+from known_core.schema import SCHEMA, forward, newest
 
 _INCOMING, _COMPLETE = "incoming.json", "upload.json"
 
@@ -55,9 +56,8 @@ class UploadRepository:
         with self._room_for(tenant, length or 0):
             folder.mkdir()
             (folder / CONTENT).touch()
-            write_json(
-                folder / _INCOMING, {"filename": filename, "bytes": length, "sha256": sha256, "metadata": metadata}
-            )
+            said = {"filename": filename, "bytes": length, "sha256": sha256, "metadata": metadata}
+            write_json(folder / _INCOMING, {SCHEMA: newest(STEPS), **said})
         fsync_directory(folder.parent)
         return self.get(tenant, upload_id)
 
@@ -75,11 +75,11 @@ class UploadRepository:
     def _find(self, tenant: str, upload_id: str) -> Upload:
         folder = self._folder(tenant, upload_id)
         with suppress(FileNotFoundError):
-            said = read_json(folder / _COMPLETE)
+            said = forward(read_json(folder / _COMPLETE), STEPS, f"upload {upload_id}")
             return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said.get("metadata", ""),
                           offset=said["bytes"], complete=True)  # fmt: skip
         try:
-            said = read_json(folder / _INCOMING)
+            said = forward(read_json(folder / _INCOMING), STEPS, f"upload {upload_id}")
             expires_at = (folder / CONTENT).stat().st_mtime + self._limits.expiry_s
             return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said["metadata"],
                           offset=offset_of(folder), expires_at=expires_at)  # fmt: skip
@@ -160,7 +160,7 @@ class UploadRepository:
                 "Upload again; if it happens again, compute the sha256 of the file anew.",
             ).at("/sha256")
         known = {"filename": said["filename"], "bytes": content.offset, "sha256": sha256, "metadata": said["metadata"]}
-        write_json(content.folder / _COMPLETE, {"id": upload_id, "object": "upload", **known})
+        write_json(content.folder / _COMPLETE, {SCHEMA: newest(STEPS), "id": upload_id, "object": "upload", **known})
         (content.folder / _INCOMING).unlink()
         return self.get(tenant, upload_id)
 
