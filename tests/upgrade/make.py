@@ -1,7 +1,7 @@
 """What a release leaves behind, made by running that release: ``python -m tests.upgrade.make COMMIT NAME``.
 
 The commit is checked out beside, its service is started from there, and does a small job to its end, another until it
-is paused between two stages, and takes a third that no worker begins. The store's keys and the data folder are then packed
+is paused between two stages, and takes a third that no worker begins. The store's keys and the data folder are packed
 into ``tests/upgrade/data/NAME.tar.xz``. Run it with the code that is about to be replaced, before the new one lands.
 """
 
@@ -67,7 +67,7 @@ def run(data: Path) -> None:
             "metadata": {"made": "by the release before"},
             **QUICK,
         }
-        facts["uploads"] = [request["model"]["upload_id"], request["dataset"]["upload_id"]]  # type: ignore[index]
+        facts["uploads"] = [request["model"]["upload_id"], request["dataset"]["upload_id"]]
         facts["succeeded"] = str(client.enhance(request)["id"])
         for _ in client.events(facts["succeeded"]):
             pass

@@ -13,7 +13,7 @@ from app.jobs.repository import JobRepository, connect
 from app.uploads.record import STEPS
 from app.uploads.repository import UploadRepository
 from known_core.client import Client
-from known_core.client.errors import RecordTooNew as TooNewAnswer  # type: ignore[attr-defined]
+from known_core.client.errors import RecordTooNew as TooNewAnswer
 from known_core.errors import KnownError
 from known_core.files import read_json, write_json
 from known_core.manifest import verify_manifest, write_manifest

@@ -43,7 +43,7 @@ def test_all_that_there_was_is_read(old: tuple[Stack, Any], service: Client, tmp
     assert {"inputs", "fan-0"} <= {stage["stage"] for stage in service.checkpoints(facts["paused"])}
     for upload_id in facts["uploads"]:
         answer = httpx.get(f"{stack.url}/v1/uploads/{upload_id}")
-        assert (answer.status_code, answer.json()["complete"]) == (200, True)
+        assert (answer.status_code, answer.json()["status"]) == (200, "complete")
     for page in ("/", f"/jobs/{facts['succeeded']}", f"/v1/jobs/{facts['succeeded']}/report?format=html"):
         assert httpx.get(stack.url + page).status_code == 200
 
