@@ -2,7 +2,9 @@
 
 import socket
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 
 
@@ -22,11 +24,12 @@ class Balancer:
     def __exit__(self, *_: object) -> None:
         self._listener.close()
 
-    def drain(self, port: int) -> None:
-        """No new connection for it."""
+    @contextmanager
+    def without(self, port: int) -> Iterator[None]:
+        """A context in which a process gets no new connection; it begins a second after the last one."""
         self._ports = [other for other in self._ports if other != port]
-
-    def add(self, port: int) -> None:
+        time.sleep(1)
+        yield
         self._ports = [*self._ports, port]
 
     def _accept(self) -> None:

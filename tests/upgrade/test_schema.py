@@ -20,6 +20,7 @@ from known_core.manifest import verify_manifest, write_manifest
 from known_core.schema import RecordTooNew, forward, newest
 from known_core.stack import Stack
 from known_core.stages import Stages
+from tests.chaos.scene import until
 from tests.conftest import SETTINGS, Inputs, ended
 from tests.deploy.containers import ROOT
 
@@ -65,8 +66,7 @@ def test_a_newer_job_is_refused_by_the_api_and_left_by_the_worker(tmp_path: Path
         assert store.hgetall(record) == before
         stack.add_worker("worker")
         log = stack.logs / "worker.log"
-        while "schema version 99" not in log.read_text():
-            stack.check()
+        until(lambda: "schema version 99" in log.read_text(), "the worker does not say that it leaves the job", 120)
         assert store.hgetall(record)["attempts"] == "0"
         store.hset(record, "schema", newest(JOB_STEPS))  # as a newer worker reads it
         store.zadd("known:jobs:open", {job_id: 0})
