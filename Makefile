@@ -24,14 +24,14 @@ demo: install  ## the whole service once, on real images (DATA=digits or fashion
 serve: install  ## Valkey, the API and a worker on this machine, until Ctrl-C
 	@$(BIN)/known serve
 
-check: install  ## ruff, mypy, import-linter, hadolint, the schema of docker-compose.yml, the documentation test
+check: install  ## ruff, mypy, import-linter, hadolint, docker-compose.yml, the Kubernetes manifests, the documentation test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile.gpu
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	$(BIN)/pytest -q tests/test_docs.py
+	$(BIN)/pytest -q tests/test_docs.py tests/deploy/test_kubernetes.py
 
 format: install  ## put the code into shape
 	$(BIN)/ruff check --fix .

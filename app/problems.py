@@ -65,6 +65,7 @@ _STATUS = {
     "storage_missing": 503,
     "storage_refused": 503,
     "storage_unavailable": 503,
+    "record_too_new": 503,
     "store_unavailable": 503,
     "disk_full": 503,
 }

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from known_core.errors import KnownError
 from known_core.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from known_core.schema import SCHEMA, Step, forward, newest
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "manifest.json"
+_STEPS: tuple[Step, ...] = ()  # of a manifest since its first version; see known_core.schema
 _PACKAGES = ("known", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "matplotlib")
 
 
@@ -43,7 +45,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         if path.is_file() and path != folder / NAME
     ]
     content = sha256_bytes(canonical_json(files))
-    write_json(folder / NAME, {"content_sha256": content, "files": files, "versions": versions(), **facts})
+    said = {"content_sha256": content, "files": files, "versions": versions(), **facts}
+    write_json(folder / NAME, {SCHEMA: newest(_STEPS), **said})
 
 
 def verify_manifest(folder: Path, *, partial: bool = False) -> int:
@@ -56,12 +59,12 @@ def verify_manifest(folder: Path, *, partial: bool = False) -> int:
         The number of files checked.
 
     Raises:
-        KnownError: ``manifest_missing``, or ``checksum_mismatch`` naming every file that differs.
+        KnownError: ``manifest_missing``, ``record_too_new``, or ``checksum_mismatch`` naming every file that differs.
     """
     if not (folder / NAME).is_file():
         raise KnownError("manifest_missing", f"there is no {NAME} in {folder}", "Download it with the other files.")
     wrong, checked = [], 0
-    for entry in read_json(folder / NAME)["files"]:
+    for entry in forward(read_json(folder / NAME), _STEPS, NAME)["files"]:
         path = folder / entry["path"]
         if not path.is_file():
             if not partial:

@@ -1,5 +1,6 @@
 """Resumable stages: each one's output is a folder keyed by the hash of its inputs."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -9,8 +10,10 @@ from typing import Any
 from filelock import FileLock
 
 from known_core.files import atomic_folder, canonical_json, read_json, resumable_folder, sha256_bytes, write_json
+from known_core.schema import SCHEMA
 
 _RECORD = "stage.json"
+_SCHEMA = 1  # of what stages leave behind; one of another version is made again
 
 
 class Stages:
@@ -39,10 +42,11 @@ class Stages:
             resumes: whether ``work`` may be given the folder as a run that was killed left it.
         """
         folder = self._folder(name, inputs)
-        if not folder.is_dir():
+        if not _is_current(folder):
             self._root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._root / f".{folder.name}.lock") if self._shared else nullcontext():
-                if not folder.is_dir():  # another process may have made it meanwhile
+                if not _is_current(folder):  # another process may have made it meanwhile
+                    shutil.rmtree(folder, ignore_errors=True)
                     self._make(folder, inputs, work, resumes)
         self.seconds[name] = read_json(folder / _RECORD)["seconds"]
         return folder
@@ -50,7 +54,7 @@ class Stages:
     def find(self, name: str, inputs: Mapping[str, Any]) -> Path | None:
         """The folder of a stage that was run, or None."""
         folder = self._folder(name, inputs)
-        return folder if folder.is_dir() else None
+        return folder if _is_current(folder) else None
 
     def _folder(self, name: str, inputs: Mapping[str, Any]) -> Path:
         key = sha256_bytes(canonical_json({"stage": name, **inputs}))[:16]
@@ -62,7 +66,13 @@ class Stages:
         try:
             with resumable_folder(folder, "stage") if resumes else atomic_folder(folder) as temporary:
                 work(temporary)
-                write_json(temporary / _RECORD, {"seconds": time.monotonic() - begun, "inputs": inputs})
+                said = {SCHEMA: _SCHEMA, "seconds": time.monotonic() - begun, "inputs": inputs}
+                write_json(temporary / _RECORD, said)
         except Exception:
             if not folder.is_dir():  # else who had the job before, and does not know yet that it is lost, was faster
                 raise
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether the output of a stage is there, as this release makes it."""
+    return folder.is_dir() and read_json(folder / _RECORD).get(SCHEMA, 1) == _SCHEMA

@@ -14,6 +14,9 @@ class WorkerSettings(StoreSettings):
     queues: str = Field(
         "", description="that it serves, by commas; empty: gpu,control where the driver lists a GPU, else cpu,control"
     )
+    exit_when_idle_seconds: float = Field(
+        0.0, ge=0, description="a worker that did nothing for so long ends itself, with status 0; 0: never"
+    )
     heartbeat_seconds: float = Field(10, gt=0, description="between two renewals of a lease")
     reap_seconds: float = Field(15, gt=0, description="between two looks for lost jobs")
     sweep_seconds: float = Field(600, gt=0, description="between two rounds of removing what nobody needs")

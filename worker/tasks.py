@@ -3,11 +3,13 @@
 import logging
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker import state
 
 from app.jobs.placement import GPU, Capacity
 from app.jobs.queue import HELP, WAKE, call_helpers, make_celery
@@ -16,9 +18,11 @@ from app.webhooks.repository import WebhookRepository
 from known_core.errors import KnownError
 from known_core.logs import configure_logs
 from known_core.processes import die_with_parent
+from known_core.schema import RecordTooNew
 from known_core.traces import start_tracing
 from worker.calibration import Calibrator
 from worker.courier import Courier
+from worker.idle import Idle
 from worker.isolation import check
 from worker.machine import describe_load, describe_machine
 from worker.orphans import kill_orphans
@@ -51,7 +55,7 @@ def look_at(job_id: str, refusals: int = 0) -> None:
     """
     repository = JobRepository(connect(settings.redis_url))
     waker = Waker(celery, repository)
-    with suppress(JobNotFound):  # deleted meanwhile
+    with suppress(JobNotFound), _left_to_newer():  # deleted meanwhile
         if _stopping.is_set():
             waker.send(job_id)
             return
@@ -78,6 +82,15 @@ def help_with(job_id: str, turn: int, helpers: int) -> None:
 
 def _capacity() -> Capacity:
     return Capacity.of({"queues": queues, "load": describe_load() if GPU in queues else {}})
+
+
+@contextmanager
+def _left_to_newer() -> Iterator[None]:
+    """A job of a newer release is for a worker of that; the reaper sends it another wake-up."""
+    try:
+        yield
+    except RecordTooNew as error:
+        _log.warning("%s", error)
 
 
 def _supervisor() -> Supervisor:
@@ -131,8 +144,15 @@ def _start_threads(sender: Any, **_: Any) -> None:
         _threads.append(Calibrator(calibrations, describe_machine(), lambda found: reaper.know({"calibration": found})))
     _threads.append(Sweeper(removing, settings.sweep_seconds))
     _threads.append(Courier(WebhookRepository(connect(settings.redis_url)), settings))
+    if settings.exit_when_idle_seconds:
+        _threads.append(Idle(_has_work, settings.exit_when_idle_seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     for thread in _threads:
         thread.start()
+
+
+def _has_work() -> bool:
+    """Whether a message was taken and is not done with."""
+    return bool(state.reserved_requests or state.active_requests)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

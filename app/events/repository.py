@@ -1,13 +1,12 @@
 """A job's events and record, read on the API's event loop."""
 
-import json
 from typing import Any
 
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
 from app.events.schemas import GAP
-from app.jobs.record import Job, JobEvent, parse_job
+from app.jobs.record import Job, JobEvent, parse_event, parse_job
 from app.jobs.repository import JobNotFound, events_key
 
 
@@ -34,7 +33,7 @@ class EventRepository:
     async def newest(self, job_id: str, limit: int) -> list[JobEvent]:
         """The last events, newest first."""
         entries: Any = await self._redis.xrevrange(events_key(job_id), count=limit)
-        return [JobEvent(entry_id, json.loads(entry["data"])) for entry_id, entry in entries]
+        return [parse_event(entry_id, entry) for entry_id, entry in entries]
 
     async def news(self, job_id: str, after: str, limit: int) -> tuple[Job, list[JobEvent]]:
         """The record, and at most ``limit`` events after a stream id, as they were at one moment.
@@ -48,7 +47,7 @@ class EventRepository:
             fields, entries = await pipe.execute()
         if not fields:
             raise JobNotFound(job_id)
-        return parse_job(fields), [JobEvent(entry_id, json.loads(entry["data"])) for entry_id, entry in entries]
+        return parse_job(fields), [parse_event(entry_id, entry) for entry_id, entry in entries]
 
     async def gap(self, job_id: str, after: str) -> JobEvent | None:
         """What stands for events after a stream id that are no longer kept: a long job's first ones are dropped.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from app.jobs.migrations import EVENT_STEPS, JOB_STEPS
 from app.jobs.placement import Needs
+from known_core.schema import forward
 
 
 class JobStatus(StrEnum):
@@ -77,8 +79,14 @@ def new_job_id() -> str:
     return f"job_{secrets.token_hex(12)}"
 
 
+def parse_event(entry_id: str, entry: Mapping[str, str]) -> JobEvent:
+    """From an entry of the Redis stream. Raises: RecordTooNew."""
+    return JobEvent(entry_id, json.loads(forward(entry, EVENT_STEPS, f"event {entry_id}")["data"]))
+
+
 def parse_job(fields: Mapping[str, str]) -> Job:
-    """From the fields of the Redis hash."""
+    """From the fields of the Redis hash. Raises: RecordTooNew."""
+    fields = forward(fields, JOB_STEPS, f"record of the job {fields['id']}")
 
     def loaded(name: str) -> Any:
         return json.loads(fields[name]) if name in fields else None

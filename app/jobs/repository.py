@@ -15,10 +15,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from app.jobs.migrations import JOB_STEPS
 from app.jobs.placement import CPU, GPU, Capacity, Needs, Queue, largest_gpu, list_key
-from app.jobs.record import Job, JobEvent, JobStatus, parse_job
+from app.jobs.record import Job, JobEvent, JobStatus, parse_event, parse_job
 from known_core.errors import KnownError
 from known_core.files import sha256_bytes
+from known_core.schema import SCHEMA, forward, newest
 
 _OPEN = "known:jobs:open"
 _ENDED = "known:jobs:ended"  # id -> when, ms; 0: its deletion has begun
@@ -129,6 +131,7 @@ class JobRepository:
         """
         pairs = [item for name, value in fields.items() for item in (name, json.dumps(value))]
         pairs += ["secret", secret] if secret else []
+        pairs += [SCHEMA, str(newest(JOB_STEPS))]
         answer = self._call("create", job_id, REQUEUE_GRACE_MS, max_queued, "tenant", tenant, *pairs)
         return bool(answer[0] != "full")  # or it exists: the call was repeated
 
@@ -168,7 +171,12 @@ class JobRepository:
         Returns:
             The fence to show with every write, or None when there is nothing to take: it is held, done, its tenant is
             at that limit, or it has used up its attempts (it then fails with ``worker_died``).
+
+        Raises:
+            RecordTooNew: a newer release wrote it; nothing has changed.
         """
+        said = self._redis.hget(f"known:job:{job_id}", SCHEMA)
+        forward({SCHEMA: said} if said else {}, JOB_STEPS, f"record of the job {job_id}")
         error = {
             "code": "worker_died",
             "message": f"the job's process died {max_attempts} times without saying why",
@@ -377,7 +385,7 @@ class JobRepository:
     def events(self, job_id: str, after: str, limit: int) -> list[JobEvent]:
         """Events that come after the stream id ``after`` ("0" is the start)."""
         entries = self._redis.xrange(events_key(job_id), min=f"({after}", count=limit)
-        return [JobEvent(entry_id, json.loads(fields["data"])) for entry_id, fields in entries]
+        return [parse_event(entry_id, fields) for entry_id, fields in entries]
 
     def overdue(self) -> list[str]:
         """Open jobs that it is time to look at: their lease has run out, or nobody has claimed them."""

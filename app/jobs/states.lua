@@ -24,6 +24,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local status = redis.call('HGET', KEYS[1], 'status')
 local MAX_EVENTS = 10000
+local EVENT_SCHEMA = 1 -- app/jobs/migrations.py
 local TERMINAL = { succeeded = true, failed = true, canceled = true }
 local HELD = { validating = true, running = true, canceling = true }
 local ENDED = 'known:jobs:ended'
@@ -35,7 +36,7 @@ local function jobs_of_tenant(in_status)
 end
 
 local function add_event(json)
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', MAX_EVENTS, '*', 'data', json)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', MAX_EVENTS, '*', 'schema', EVENT_SCHEMA, 'data', json)
   redis.call('HINCRBY', KEYS[1], 'version', 1)
   redis.call('PUBLISH', 'known:changes', id) -- whoever watches reads the stream; a message lost costs seconds
 end

@@ -21,9 +21,10 @@ from typing import Any
 
 from app.storage.storage import Check, Storage, go_on
 from app.uploads.content import CONTENT, Content, offset_of
-from app.uploads.record import Upload, new_upload_id
+from app.uploads.record import STEPS, Upload, new_upload_id
 from known_core.errors import KnownError
 from known_core.files import canonical_json, fsync_directory, read_json, write_json
+from known_core.schema import SCHEMA, forward, newest
 
 _INCOMING, _COMPLETE = "incoming.json", "upload.json"
 _COPY_S = 24 * 3600  # a copy of what is in the bucket goes so long after its last use
@@ -63,9 +64,8 @@ class UploadRepository:
         with self._room_for(tenant, length or 0):
             folder.mkdir()
             (folder / CONTENT).touch()
-            write_json(
-                folder / _INCOMING, {"filename": filename, "bytes": length, "sha256": sha256, "metadata": metadata}
-            )
+            said = {"filename": filename, "bytes": length, "sha256": sha256, "metadata": metadata}
+            write_json(folder / _INCOMING, {SCHEMA: newest(STEPS), **said})
         fsync_directory(folder.parent)
         return self.get(tenant, upload_id)
 
@@ -86,12 +86,12 @@ class UploadRepository:
             with suppress(FileNotFoundError):
                 return _complete(upload_id, read_json(folder / _COMPLETE))
         elif not (folder / _INCOMING).is_file():  # a copy here tells nothing: another machine may have removed it
-            said = self._storage.record(f"{_key(tenant, upload_id)}/{_COMPLETE}")
-            if said is None:
+            record = self._storage.record(f"{_key(tenant, upload_id)}/{_COMPLETE}")
+            if record is None:
                 raise _not_found(upload_id)
-            return _complete(upload_id, said)
+            return _complete(upload_id, record)
         try:
-            said = read_json(folder / _INCOMING)
+            said = forward(read_json(folder / _INCOMING), STEPS, f"upload {upload_id}")
             expires_at = (folder / CONTENT).stat().st_mtime + self._limits.expiry_s
             return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said["metadata"],
                           offset=offset_of(folder), expires_at=expires_at)  # fmt: skip
@@ -324,7 +324,8 @@ def _key(tenant: str, upload_id: str) -> str:
     return f"uploads/{tenant}/{upload_id}"
 
 
-def _complete(upload_id: str, said: dict[str, Any]) -> Upload:
+def _complete(upload_id: str, record: dict[str, Any]) -> Upload:
+    said = forward(record, STEPS, f"upload {upload_id}")
     return Upload(upload_id, said["filename"], said["bytes"], said["sha256"], said.get("metadata", ""),
                   offset=said["bytes"], complete=True)  # fmt: skip
 
@@ -332,7 +333,7 @@ def _complete(upload_id: str, said: dict[str, Any]) -> Upload:
 def _said(upload: Upload) -> dict[str, Any]:
     """The record of a complete upload."""
     known = {"filename": upload.filename, "bytes": upload.length, "sha256": upload.sha256, "metadata": upload.metadata}
-    return {"id": upload.id, "object": "upload", **known}
+    return {SCHEMA: newest(STEPS), "id": upload.id, "object": "upload", **known}
 
 
 def _not_found(upload_id: str) -> KnownError:

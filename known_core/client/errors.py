@@ -145,8 +145,8 @@ _CODES: dict[type[Problem], str] = {
     RateLimited: "rate_limited hub_rate_limited",
     QuotaExceeded: "quota_exceeded storage_quota_exceeded",
     Unavailable: """
-        inspection_failed store_unavailable disk_full hub_unreachable hub_offline server_unreachable server_error
-        stack_failed storage_missing storage_refused storage_unavailable
+        inspection_failed store_unavailable record_too_new disk_full hub_unreachable hub_offline server_unreachable
+        server_error stack_failed storage_missing storage_refused storage_unavailable
     """,
     JobFailed: """
         out_of_memory isolation_incomplete limit_reached training_diverged secret_key_invalid worker_died

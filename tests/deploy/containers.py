@@ -101,6 +101,10 @@ class Containers:
         process.terminate()
         return process.wait(float(str(self._services[name].get("stop_grace_period", "10s")).removesuffix("s")))
 
+    def wait(self, name: str, patience_s: float) -> int:
+        """Until a service has ended by itself. Returns: its exit status."""
+        return self._running.pop(name).wait(patience_s)
+
     def execute(self, name: str, *command: str) -> "subprocess.CompletedProcess[str]":
         """As `docker compose exec`."""
         return subprocess.run(
@@ -121,7 +125,7 @@ class Containers:
         """In the overlay, with the service's volume at its path, as its user, without capabilities."""
         (volume,) = self._services[name]["volumes"]
         source, target = volume.split(":")
-        user = VALKEY_USER if name == "redis" else IMAGE_USER
+        user = VALKEY_USER if name in ("redis", "valkey") else IMAGE_USER
         place = self._folder / "volumes" / source
         if not place.exists():
             place.mkdir(parents=True)
