@@ -61,7 +61,7 @@ def test_its_jobs_go_on_and_are_deleted(old: tuple[Stack, Any], service: Client)
         assert job["status"] == "succeeded", service.logs(facts[name])
         assert job["attempts"] == 1
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    service.republish(facts["succeeded"], {"id": "someone/somewhere"}, token="hf_none")
+    service.republish(facts["succeeded"], {"repo_id": "someone/somewhere"}, token="hf_none")
     for event in service.events(facts["succeeded"]):
         last = event.data
     job = service.job(facts["succeeded"])
