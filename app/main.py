@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import FrameType
 
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -107,6 +110,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         keys.warn_when_open()
         inspector.start()
         event_service.start()
+        _before_the_end(event_service.let_go)
         copies = asyncio.create_task(_again_and_again(sweep_copies)) if settings.storage_url else None
         yield
         if copies is not None:
@@ -170,3 +174,19 @@ async def _again_and_again(sweep: Callable[[], None]) -> None:
         except Exception:
             _log.exception("could not remove copies of what is in the bucket; will try again")
         await asyncio.sleep(_SWEEP_S)
+
+
+def _before_the_end(let_go: Callable[[], None]) -> None:
+    """Hear of TERM and Ctrl-C before uvicorn waits for open requests: it tells the application only after the last."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # within a test, whose end is not a signal
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        uvicorns = signal.getsignal(number)
+
+        def hear(number: int, frame: FrameType | None, then: object = uvicorns) -> None:
+            loop.call_soon_threadsafe(let_go)
+            if callable(then):
+                then(number, frame)
+
+        signal.signal(number, hear)

@@ -85,9 +85,16 @@ class Feeds:
         self._repository = EventRepository(redis)
         self._feeds: dict[str, Feed] = {}
         self._listener: asyncio.Task[None] | None = None
+        self.closing = False
 
     def start(self) -> None:
         self._listener = asyncio.create_task(self._listen())
+
+    def let_go(self) -> None:
+        """Nobody is to wait any longer: this process ends."""
+        self.closing = True
+        for feed in self._feeds.values():
+            feed.tell()
 
     async def stop(self) -> None:
         assert self._listener is not None

@@ -27,6 +27,10 @@ class EventService:
     def start(self) -> None:
         self._feeds.start()
 
+    def let_go(self) -> None:
+        """This process ends: answer whoever waits with what there is, and end the streams. Clients ask the next one."""
+        self._feeds.let_go()
+
     async def stop(self) -> None:
         await self._feeds.stop()
 
@@ -55,7 +59,7 @@ class EventService:
                     return events, ended
 
     async def stream(self, job_id: str, after: str) -> AsyncIterator[JobEvent | None]:
-        """Every event after a stream id until the job has ended; None where a keep-alive is due.
+        """Every event after a stream id until the job, or this process, has ended; None where a keep-alive is due.
 
         Raises:
             JobNotFound: also when it is deleted meanwhile.
@@ -67,7 +71,7 @@ class EventService:
                 for event in events:
                     yield event
                     after = event.id
-                if ended:
+                if ended or self._feeds.closing:
                     return
                 if not events and not await self._next(feed, read, time.monotonic() + _SILENCE_S):
                     yield None
@@ -98,7 +102,7 @@ class EventService:
     async def _next(self, feed: Feed, read: int, deadline: float) -> bool:
         """Whether something may be new before the deadline; after a long silence that is looked up, not waited for."""
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or self._feeds.closing:
             return False
         if not await feed.next_read(read, min(left, _SILENCE_S)):
             await self._feeds.read(feed)

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 
@@ -12,6 +13,7 @@ from app.jobs.record import new_job_id
 from app.jobs.repository import JobRepository, connect
 from known_core.client import Client
 from known_core.stack import Stack
+from tests.conftest import SETTINGS, Inputs
 
 
 def _sse(text: str) -> list[dict[str, str]]:
@@ -132,3 +134,21 @@ def test_events_that_are_no_longer_kept_leave_a_gap(stack: Stack) -> None:
         assert [event["event"] for event in streamed] == ["gap", *["progress"] * 5]
     assert httpx.get(url, params={"after": kept[2]["id"]}).json()["data"] == kept[3:]
     assert httpx.get(url, params={"limit": 3}).json()["data"] == [gap, *kept[:2]]
+
+
+def test_an_api_that_ends_answers_whoever_waits(tmp_path: Path, inputs: Inputs) -> None:
+    """At once, with what there is: an answer that its end cuts off would be an error to a client."""
+    with Stack(tmp_path, port=0, environment=SETTINGS, workers=0) as stack, Client(stack.url) as client:
+        job_id = str(client.enhance(inputs.request(client, stack.url))["id"])
+        paths = [f"/v1/jobs/{job_id}?wait=50", f"/v1/jobs/{job_id}/events?wait=50&after=9999999999999-0"]
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(httpx.get, stack.url + path, timeout=60) for path in paths]
+            time.sleep(2)
+            assert not any(answer.done() for answer in waiting)
+            begun = time.monotonic()
+            stack.stop_one("api")
+            answers = [answer.result() for answer in waiting]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].json()["status"] == "queued"
+        assert answers[1].json()["data"] == []
+        assert time.monotonic() - begun < 30

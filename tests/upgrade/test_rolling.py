@@ -67,9 +67,6 @@ def second_api(stack: Stack, folder: Path) -> Iterator[SecondApi]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="uvicorn answers 500 to a long poll that its --timeout-graceful-shutdown cuts, in known serve"
-)
 @pytest.mark.timeout(900)
 def test_a_rolling_restart_under_load_loses_nothing(tmp_path: Path, inputs: Inputs) -> None:
     """As Kubernetes does it: nothing new is sent to a process that is about to end; the next ends when it is back."""
