@@ -83,7 +83,7 @@ class Stack:
         }
         _wait_for_port(store_port, self._processes["valkey"], self.logs / "valkey.log")
         _write_private(self._store_file, self.store_url)
-        api = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 5"
+        api = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 15"
         self._start("api", [*_PYTHON, *api.split(), "--port", str(self.port)])
         for index in range(self._workers):
             self._start("worker" if index == 0 else f"worker-{index}", _WORKER)

@@ -215,7 +215,7 @@ class _Attempt:
             if fetched is None or fetched["type"] == "error":
                 return fetched
         with self._carrier.watching():
-            result = self._supervise("worker.trainer", log, reads=inputs)
+            result = self._supervise("worker.trainer", log, reads=inputs, options=[job.needs.device])
         target = job.spec["output"].get("hub")
         if result is None or result["type"] == "error":
             return result
@@ -249,12 +249,14 @@ class _Attempt:
         asked: dict[str, Any] | None = None,
         reads: Iterable[Path] = (),
         writes: Iterable[Path] = (),
+        options: Iterable[str] = (),
     ) -> dict[str, Any] | None:
         """Run one of our modules on the job's folder to its end, relaying its events.
 
         Args:
             asked: given to it on standard input; it then has the network, and a token in what it reads.
             reads, writes: files and folders besides its own.
+            options: the last words of its command.
 
         Returns:
             Its last message, or None where it died or was stopped.
@@ -263,7 +265,7 @@ class _Attempt:
             return self._limit_reached()
         read_end, write_end = os.pipe()
         try:
-            command = [module, str(self._folder), str(write_end)]
+            command = [module, str(self._folder), str(write_end), *options]
             process = _start(
                 command, self._folder, self._settings, log, write_end, asked=asked, reads=reads, writes=writes
             )

@@ -1,4 +1,4 @@
-"""The trainer: one job in a process of its own. ``python -m worker.trainer JOB_FOLDER EVENTS_FD``.
+"""The trainer: one job in a process of its own. ``python -m worker.trainer JOB_FOLDER EVENTS_FD DEVICE``.
 
 It knows the job's folder and nothing of Redis; it may die at any point, and is confined before it reads anything.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.jobs.settings import RUN
+from known_core.errors import KnownError
 from known_core.files import read_json
 from known_core.logs import configure_logs
 from known_core.processes import keep_memory
@@ -22,8 +23,12 @@ _log = logging.getLogger("known.trainer")
 SPEC = "spec.json"
 
 
-def main(folder: Path, events: int) -> int:
-    """Run the job of ``folder``; returns the exit status: 0 for a result, 1 for an error."""
+def main(folder: Path, events: int, device: str) -> int:
+    """Run the job of ``folder``; returns the exit status: 0 for a result, 1 for an error.
+
+    Args:
+        device: what the request asks for: ``auto``, ``cuda`` or ``cpu``.
+    """
 
     def work() -> dict[str, Any]:
         isolation = confine()
@@ -31,6 +36,7 @@ def main(folder: Path, events: int) -> int:
         from known_core.memory import peak_memory
         from known_core.pipeline import run
 
+        _check_device(device)
         gc.collect()
         gc.freeze()  # accelerate collects garbage after every training: 0.7 s over all that is imported by now
         configure_logs()
@@ -47,5 +53,17 @@ def main(folder: Path, events: int) -> int:
     return reporting(events, work)
 
 
+def _check_device(device: str) -> None:
+    """A machine may have a GPU that PyTorch cannot use. Raises: KnownError ``device_unavailable``."""
+    from known_core.training import default_device
+
+    if device == "cuda" and (found := default_device().type) != "cuda":
+        raise KnownError(
+            "device_unavailable",
+            f"the request says device cuda, and PyTorch on this worker finds only {found}",
+            'Ask for device "cpu"; the operator installs a PyTorch with CUDA, or sets KNOWN_QUEUES=cpu,control.',
+        )
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

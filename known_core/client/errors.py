@@ -149,8 +149,8 @@ _CODES: dict[type[Problem], str] = {
         server_error stack_failed storage_missing storage_refused storage_unavailable
     """,
     JobFailed: """
-        out_of_memory isolation_incomplete limit_reached training_diverged secret_key_invalid worker_died
-        internal_error job_canceled
+        out_of_memory device_unavailable isolation_incomplete limit_reached training_diverged secret_key_invalid
+        worker_died internal_error job_canceled
     """,
     WaitTimeout: "wait_timeout",
 }

@@ -28,6 +28,7 @@ from known_core.manifest import verify_manifest
 POLL_S = 20  # one long poll
 _LOOK_S = 0.5  # between two looks at something that cannot be waited for
 _TRIES = 5  # of a request that is safe to send again
+_IN_FLIGHT_S = 1.0  # between two looks for the answer to the same request
 _LOG_LINES = 200  # of a log that is followed, fetched at once
 _MOST_LOG_LINES = 100_000
 
@@ -36,7 +37,7 @@ def ask(step: Send, patience_s: float, *, again: bool = False) -> Steps[httpx.Re
     """A request and its answer. Where there were too many, the next is sent when the service said.
 
     Args:
-        patience_s: waits for a rate limit are no longer than this.
+        patience_s: waits for a rate limit, or for the answer to the same request sent before, are no longer than this.
         again: the request may be sent several times, as it changes nothing or has an Idempotency-Key: where its
             connection breaks or the service answers that it may pass, it is.
     """
@@ -50,11 +51,14 @@ def ask(step: Send, patience_s: float, *, again: bool = False) -> Steps[httpx.Re
             if error.code != "rate_limited" or time.monotonic() + wait_s > until:
                 raise
             yield Sleep(wait_s)
+        except errors.IdempotencyKeyInFlight:
+            if not again or time.monotonic() + _IN_FLIGHT_S > until:
+                raise
+            yield Sleep(_IN_FLIGHT_S)
         except KnownError as error:
             tries += 1
             refused = isinstance(error.__cause__, httpx.ConnectError)  # nobody is there: said at once
-            in_flight = error.code == "idempotency_key_in_flight"
-            if not again or refused or tries >= _TRIES or not (error.retryable or in_flight):
+            if not again or refused or tries >= _TRIES or not error.retryable:
                 raise
             yield Sleep(min(0.2 * 2**tries, 3.0))
         else:

@@ -22,4 +22,4 @@ def main(events: int, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[2]), float(sys.argv[3])))
+    sys.exit(main(int(sys.argv[2]), float(sys.argv[-1])))

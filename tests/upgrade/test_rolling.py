@@ -19,7 +19,7 @@ from known_core.stack import Stack
 from tests.conftest import SETTINGS, Inputs
 from tests.upgrade.balancer import Balancer
 
-_API = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 5 --port"
+_API = "uvicorn --factory app.main:create_app --host 127.0.0.1 --no-access-log --timeout-graceful-shutdown 15 --port"
 
 
 class SecondApi:

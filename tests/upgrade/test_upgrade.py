@@ -49,6 +49,7 @@ def test_all_that_there_was_is_read(old: tuple[Stack, Any], service: Client, tmp
         assert httpx.get(stack.url + page).status_code == 200
 
 
+@pytest.mark.slow
 def test_its_jobs_go_on_and_are_deleted(old: tuple[Stack, Any], service: Client) -> None:
     """In the order in which they were left: what waited runs, what was paused goes on after its finished stages."""
     stack, facts = old

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import psutil
+import pytest
 
 from known_core.client import Client
 from known_core.stack import Stack
 from tests.conftest import SETTINGS, Inputs, ended
 
 
+@pytest.mark.slow
 def test_a_worker_does_what_waits_and_ends_itself(tmp_path: Path, inputs: Inputs) -> None:
     """Its time without work is shorter than a job: only what is done with counts as none."""
     environment = {**SETTINGS, "KNOWN_EXIT_WHEN_IDLE_SECONDS": "1.5"}

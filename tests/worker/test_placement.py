@@ -1,6 +1,9 @@
 """Which worker takes which job: by device, by memory, and what is said where none can."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,11 +11,13 @@ from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from app.jobs.placement import CONTROL, CPU, GPU, Capacity, Device, Needs, Placement, place
 from app.jobs.record import JobStatus, new_job_id
 from app.jobs.repository import JobRepository, connect
+from known_core.files import write_json
 from tests.worker.conftest import own_server
 from worker.machine import describe_load
 from worker.settings import WorkerSettings
@@ -194,3 +199,16 @@ def test_a_worker_sees_the_gpus_that_it_may_use(tmp_path: Path, monkeypatch: pyt
     assert "--id=1" in asked.read_text()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert describe_load()["gpus"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU that PyTorch can use")
+def test_a_gpu_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
+    write_json(tmp_path / "spec.json", {})
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "worker.trainer", str(tmp_path), str(write_end), "cuda"]
+    ran = subprocess.run(command, pass_fds=[write_end], check=False, cwd=Path(__file__).parents[2])
+    os.close(write_end)
+    with os.fdopen(read_end) as events:
+        said = [json.loads(line) for line in events]
+    assert ran.returncode == 1
+    assert [event["code"] for event in said if event["type"] == "error"] == ["device_unavailable"]
