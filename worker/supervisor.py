@@ -303,8 +303,7 @@ class _Attempt:
         with Errand(transfer, patience_s) as errand:
             try:
                 while not errand.done(_POLL_S):
-                    if self._lease.age >= self._settings.heartbeat_seconds:
-                        self._lease.renew()
+                    self._renew_in_time()
                     if not to_the_end and self._is_to_stop():
                         raise _NotCarried(None)
             except KnownError as error:
@@ -350,15 +349,19 @@ class _Attempt:
                     if not data:
                         return
                     *lines, buffer = (buffer + data).split(b"\n")
-                    for line in lines:
+                    for line in lines:  # many at once, and each takes its time where the store is far
                         self._handle(json.loads(line))
-                if self._lease.age >= self._settings.heartbeat_seconds:
-                    self._lease.renew()
+                        self._renew_in_time()
+                self._renew_in_time()
                 if self._is_to_stop():
                     return
                 if self._out_of_time():
                     self._outcome = self._limit_reached()
                     return
+
+    def _renew_in_time(self) -> None:
+        if self._lease.age >= self._settings.heartbeat_seconds:
+            self._lease.renew()
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind = message["type"]

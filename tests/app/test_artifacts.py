@@ -142,6 +142,7 @@ def test_a_new_secret_key_leaves_what_the_old_one_signed(tmp_path: Path) -> None
             check(keys, *signed)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_range_gives_those_bytes(client: Client, stack: Stack, finished_job: str, data: st.DataObject) -> None:

@@ -60,7 +60,7 @@ def test_figures_are_listed_and_drawn(stack: Stack, finished_job: str, report: d
     assert [{name: figure[name] for name in report["figures"][0]} for figure in listed] == report["figures"]
     assert len(listed) == 5
     for figure in listed:
-        answer = httpx.get(stack.url + figure["url"])
+        answer = httpx.get(stack.url + figure["url"], timeout=60)
         assert answer.text == render_svg(report, figure["name"])
         assert ElementTree.fromstring(answer.text).tag.endswith("svg")
         assert answer.headers["content-type"] == "image/svg+xml"
@@ -69,7 +69,7 @@ def test_figures_are_listed_and_drawn(stack: Stack, finished_job: str, report: d
         assert answer.headers["etag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
         again = httpx.get(stack.url + figure["url"], headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
-        assert httpx.get(stack.url + figure["download_url"]).content == answer.content
+        assert httpx.get(stack.url + figure["download_url"], timeout=60).content == answer.content
 
 
 def test_a_signed_address_of_a_figure_opens_that_figure(stack: Stack, finished_job: str) -> None:

@@ -233,6 +233,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub: LocalHub, publish:
         assert bool(done.pr_url) == create_pr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "code"), [(503, "hub_unreachable"), (429, "hub_rate_limited")])
 def test_faults_that_stay_are_said(hub: LocalHub, publish: Publish, status: int, code: str) -> None:
     hub.faults.append(Fault("PUT", "/lfs/", status, times=1000))
@@ -295,6 +296,7 @@ publish(Path(artifacts), "x4", HubTarget(repo_id=repo_id), endpoint=endpoint, to
 """
 
 
+@pytest.mark.slow
 def test_who_was_killed_half_way_sends_the_rest(hub: LocalHub, publish: Publish, artifacts: Path) -> None:
     second = artifacts / "x4" / "other.safetensors"
     second.write_bytes(os.urandom(2_000_000))

@@ -249,6 +249,7 @@ assert ((found - extreme_states()[0]).abs() <= 3 + 1e-6 * extreme_states()[0].ab
 """
 
 
+@pytest.mark.slow
 def test_triton_interpreted() -> None:
     """The interpreter has to be on before Triton is imported, so this is a process of its own."""
     done = subprocess.run(

@@ -341,6 +341,7 @@ def test_the_command(tmp_path: Path, hypermodel_file: Path) -> None:
         assert not torch.equal(found["fc.weight"], theta["fc.weight"])
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong(tmp_path: Path, hypermodel_file: Path) -> None:
     """The other ways to be wrong are in test_cli.py, without a process each."""
     paths = write_states(tmp_path)

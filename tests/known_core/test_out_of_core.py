@@ -207,6 +207,7 @@ nowcast_files([Path(path) for path in sys.argv[2:]], Path(sys.argv[1]), on_bytes
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_too(tmp_path: Path, states: list[Path]) -> None:
     out = tmp_path / "out"
     line = [sys.executable, "-c", _KILLED, *map(str, [out, *states])]
@@ -249,6 +250,7 @@ def help_with(outputs: Sequence[Path], states: Sequence[Path]) -> int:
     return int(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_a_helper_writes_from_the_other_end(tmp_path: Path, states: list[Path]) -> None:
     known, checkpoints = hypermodel("known-v1"), [Checkpoint(state) for state in states]
     nowcast(checkpoints, known, [tmp_path / "alone" / name for name in ("x2", "x4")], 0.5)

@@ -256,7 +256,13 @@ def _at_packaging(event: Event) -> bool:
     return bool(event["type"] == "phase" and event["phase"] == "packaging")
 
 
-@pytest.mark.parametrize("when", [_after_stage_2, _while_nowcasting, _while_charting, _at_packaging])
+@pytest.mark.parametrize(
+    "when",
+    [
+        _while_nowcasting,
+        *(pytest.param(when, marks=pytest.mark.slow) for when in (_after_stage_2, _while_charting, _at_packaging)),
+    ],
+)
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     finished: Job, tmp_path: Path, when: Callable[[Event], bool]
 ) -> None:
