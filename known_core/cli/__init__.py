@@ -27,7 +27,7 @@ from known_core.processes import keep_memory
 app = typer.Typer(
     help="Better pretrained weights to fine-tune from, without more data.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # boxes cost half of what --help takes
+    rich_markup_mode=None,  # boxes cost a third of what --help takes
 )
 _HUB_CACHE_BYTES = 100 << 30  # what is used least recently goes first
 
