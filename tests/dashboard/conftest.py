@@ -22,7 +22,7 @@ expect.set_options(timeout=30_000)  # of a machine that does much else
 CHROMIUM = Path("/usr/bin/chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # for longer, its event loop would be in the way of tests that run their own
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.is_file():
         pytest.skip(f"no Chromium at {CHROMIUM}: apt-get install chromium")
