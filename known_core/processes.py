@@ -24,6 +24,12 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
+def outlive_parent() -> None:
+    """Undo ``die_with_parent``."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def keep_memory() -> None:
     """Have glibc keep freed memory for the next allocation (with another C library nothing is done).
 

@@ -37,10 +37,9 @@ def _pids() -> list[int]:
 
 def _is_ours(pid: int, jobs: Path) -> bool:
     with suppress(OSError):
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        return any(module in arguments for module in _MODULES) and any(
-            argument.startswith(f"{jobs}{os.sep}") for argument in arguments
-        )
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        line = command.replace("\0", " ")  # what was forked has set its title, which has spaces
+        return f" {jobs}{os.sep}" in line and any(f" {module} " in line for module in _MODULES)
     return False
 
 

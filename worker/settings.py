@@ -34,6 +34,9 @@ class WorkerSettings(StoreSettings):
     trainer_file_bytes: int = Field(1 << 40, ge=0, description="of one file that a job writes; 0: no limit")
     trainer_memory_bytes: int = Field(0, ge=0, description="that each process of a job may allocate; 0: no limit")
     trainer_processes: int = Field(4096, ge=0, description="processes and threads of the trainer's user; 0: no limit")
+    trainer_preload: bool = Field(
+        True, description="fork trainers from a process that has imported all they need: seconds sooner, for its memory"
+    )
     calibrate: bool = Field(True, description="measure this machine once, for estimates of jobs: about half a minute")
     webhook_seconds: float = Field(2, gt=0, description="between two looks for webhooks to deliver")
     webhook_retry_scale: float = Field(1, ge=0, description="multiplies the waits between attempts at a webhook")

@@ -10,10 +10,7 @@ import logging
 import os
 import selectors
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,28 +26,20 @@ from app.jobs.settings import RUN, HubAccess
 from app.storage.storage import Check
 from known_core.errors import KnownError, disk_full
 from known_core.files import folder_bytes, write_json
-from known_core.logs import about, in_json, inherited
+from known_core.logs import about, in_json
 from known_core.spec import JobSpec, paths_of, with_paths
 from known_core.traces import Phases, flush, mark_failed, span
 from worker.carrier import Carrier, Errand
-from worker.isolation import confinement, hand_over, import_path, take_back
+from worker.isolation import take_back
 from worker.lease import Lease
 from worker.messages import TERMINAL, error_message
+from worker.processes import TEMPORARY, start, stop
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
 
 _log = logging.getLogger(__name__)
-TEMPORARY = "tmp"  # in a process's folder, gone after it
 _POLL_S = 0.5  # how soon a cancel or a shutdown is seen
 _BUCKET_S = 600  # how long an absence of the bucket is waited for
-_ENVIRONMENT = (
-    "PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY", "KNOWN_HYPERMODEL", "KNOWN_ENGINE",
-)  # fmt: skip
-_NETWORK = (  # for the processes that talk to the Hub
-    "HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY",
-    "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
-)  # fmt: skip
 
 
 class Supervisor:
@@ -109,14 +98,14 @@ class Supervisor:
             return
         with about(job_id=job_id), (folder / "log.txt").open("ab", buffering=0) as log:
             command = ["worker.helper", str(folder), str(turn), str(helpers)]
-            process = _start(command, folder, self._settings, log.fileno())
+            process = start(command, folder, self._settings, log.fileno())
             try:
                 while process.poll() is None and not self._stopping():
                     if self._repository.status(job_id) is not JobStatus.RUNNING:
                         break
                     time.sleep(_POLL_S)
             finally:
-                _stop(process, self._settings.kill_grace_seconds)
+                stop(process, self._settings.kill_grace_seconds)
 
 
 class _NotCarried(Exception):
@@ -266,7 +255,7 @@ class _Attempt:
         read_end, write_end = os.pipe()
         try:
             command = [module, str(self._folder), str(write_end), *options]
-            process = _start(
+            process = start(
                 command, self._folder, self._settings, log, write_end, asked=asked, reads=reads, writes=writes
             )
         finally:
@@ -276,12 +265,12 @@ class _Attempt:
             try:
                 self._relay(read_end)
             except LeaseLost:
-                _stop(process, 0)  # another worker may have the job already
+                stop(process, 0)  # another worker may have the job already
                 raise
             finally:
                 self._spans.enter(None)
                 os.close(read_end)
-                _stop(process, self._settings.kill_grace_seconds)
+                stop(process, self._settings.kill_grace_seconds)
         self._lease.renew()  # is the folder still ours?
         self._tidy()
         return self._outcome
@@ -428,69 +417,3 @@ def _publication(outcome: dict[str, Any]) -> dict[str, Any]:
 def _plain(access: HubAccess) -> dict[str, Any]:
     """With the token in the clear, for a pipe to a process of ours."""
     return {"access": {**access.model_dump(mode="json"), "token": access.secret}}
-
-
-def _start(
-    command: list[str],
-    folder: Path,
-    settings: WorkerSettings,
-    log: int,
-    *descriptors: int,
-    asked: dict[str, Any] | None = None,
-    reads: Iterable[Path] = (),
-    writes: Iterable[Path] = (),
-) -> "subprocess.Popen[bytes]":
-    """A module of ours in a process of its own, with nothing of this one's environment but what it needs.
-
-    Args:
-        folder: the job's. Without ``asked`` the process can write in ``run`` below it only, which is then its user's.
-        reads, writes: files and folders besides.
-    """
-    sandboxed = asked is None
-    home = folder / RUN if sandboxed else folder
-    names = _ENVIRONMENT if sandboxed else (*_ENVIRONMENT, *_NETWORK)
-    temporary = home / TEMPORARY
-    temporary.mkdir(parents=True, exist_ok=True)
-    hypermodel = [Path(os.environ[name]) for name in ("KNOWN_HYPERMODEL",) if name in os.environ]
-    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed)
-    if confined is not None and sandboxed:
-        hand_over(home, confined.uid)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", *command],
-        stdin=subprocess.DEVNULL if sandboxed else subprocess.PIPE,
-        stdout=log,
-        stderr=log,
-        cwd=home,
-        env={
-            "OMP_WAIT_POLICY": "PASSIVE",  # spinning costs 2x to 8x where cores are shared (docs/experiments.md)
-            **({"HF_HUB_OFFLINE": "1"} if sandboxed else {}),
-            **{name: os.environ[name] for name in names if name in os.environ},
-            **inherited(),
-            **(confined.environment() if confined is not None else {}),
-            "HOME": str(home),
-            "TMPDIR": str(temporary),
-            "PYTHONPATH": import_path(),
-            "TOKENIZERS_PARALLELISM": "false",
-        },
-        pass_fds=descriptors,
-        start_new_session=True,
-    )
-    if process.stdin is not None:
-        with suppress(BrokenPipeError), process.stdin as pipe:  # one that died is seen where its messages end
-            pipe.write(json.dumps(asked).encode())
-    return process
-
-
-def _stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """End the trainer and everything it started, also what it left behind: TERM, then KILL after ``grace_s``; KILL at
-    once where that is 0."""
-    for how, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None))[0 if grace_s else 1 :]:
-        if process.poll() is None:
-            os.killpg(process.pid, how)
-            try:
-                process.wait(patience_s)
-            except subprocess.TimeoutExpired:
-                continue
-    process.wait()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """A folder, a zip or a single file, read as one set of named files; and unpacking a zip within limits."""
 
 import io
+import os
 import shutil
 import stat
 import struct
@@ -65,19 +66,23 @@ class FolderSource:
     links: bool = False
 
     def names(self) -> list[str]:
-        files = []
-        for path in sorted(self.root.rglob("*")):
-            if path.is_dir() and not path.is_symlink():
-                continue
-            name = path.relative_to(self.root).as_posix()
-            if not path.is_file() or not (self.links or path.resolve().is_relative_to(self.root.resolve())):
+        """Sorted folder by folder, so that the files of one are next to each other."""
+        found = []
+        for place, folders, files in os.walk(self.root):
+            linked = (name for name in folders if Path(place, name).is_symlink())
+            found += [f"{place}/{name}" for name in (*files, *linked)]
+        prefix = f"{self.root}/"
+        for path in found:
+            if not (stat.S_ISREG(os.lstat(path).st_mode) or self._may_follow(Path(path))):
                 raise KnownError(
                     "not_regular_file",
-                    f"{name} is not a regular file inside the folder",
+                    f"{path.removeprefix(prefix)} is not a regular file inside the folder",
                     "Replace links and devices by the files themselves.",
                 )
-            files.append(name)
-        return files
+        return sorted((path.removeprefix(prefix) for path in found), key=lambda name: name.split("/"))
+
+    def _may_follow(self, path: Path) -> bool:
+        return path.is_file() and (self.links or path.resolve().is_relative_to(self.root.resolve()))
 
     def size(self, name: str) -> int:
         return (self.root / name).stat().st_size

@@ -23,7 +23,9 @@ NOBODY = 65534
 NEED_ROOT = {  # attempts that fail for an ordinary user on most machines, whatever is done against them
     "become_root", "environment_of_the_store", "memory_of_the_parent", "mount", "trace_the_supervisor",
 }  # fmt: skip
-NEVER = {"environment", "inherited_descriptors", "standard_input"}  # kept by how every process is started
+NEVER = {  # kept by how every process is started
+    "environment", "environment_of_the_parent", "inherited_descriptors", "standard_input",
+}  # fmt: skip
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what isolates is Linux's")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a process another uid")
 
