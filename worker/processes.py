@@ -26,7 +26,7 @@ _NETWORK = (  # for the processes that talk to the Hub
     "HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY",
     "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
-_IMPORTS = ("known_core.pipeline", "known_core.report.html", "worker.helper", "worker.trainer")
+_IMPORTS: tuple[str, ...] = ("known_core.pipeline", "known_core.report.html", "worker.isolation", "worker.messages")
 Process = subprocess.Popen[bytes] | Forked
 _fork_server: ForkServer | None = None
 
