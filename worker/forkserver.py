@@ -51,11 +51,26 @@ class ForkServer:
             )  # fmt: skip
         self._channel = ours
         self._lock = Lock()  # an answer belongs to the request before it
+        self._is_ready = False
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it has ended since it was ready."""
+        return self._is_ready and self._process.poll() is not None
+
+    def ready(self, patience_s: float) -> bool:
+        """Whether it has imported everything; waits so long for it. Raises: ConnectionError where it could not."""
+        with self._lock:
+            if not self._is_ready and select.select([self._channel], [], [], patience_s)[0]:
+                if not self._channel.recv(_REQUEST_BYTES):
+                    raise _ended()
+                self._is_ready = True
+            return self._is_ready
 
     def fork(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str], output: int, kept: Sequence[int]
     ) -> "Forked":
-        """Start a process.
+        """Start a process, once the server is ready.
 
         Args:
             command: the module and its arguments.
@@ -86,8 +101,12 @@ class ForkServer:
             socket.send_fds(self._channel, [json.dumps(request).encode()], descriptors)
             data = self._channel.recv(_REQUEST_BYTES)
         if not data:
-            raise ConnectionResetError("the fork server has ended")
+            raise _ended()
         return int(data)
+
+
+def _ended() -> ConnectionError:
+    return ConnectionResetError("the fork server has ended")
 
 
 class Forked:
@@ -131,6 +150,7 @@ def main(channel: socket.socket, imports: Sequence[str]) -> int:
     outlive_parent()  # the parent is a thread, and others may ask; the end of the channel says when all are gone
     gc.collect()
     gc.freeze()  # what is imported stays shared with every fork, and no collection looks at it again
+    channel.send(b"ready")
     while True:
         data, descriptors, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, _MAX_DESCRIPTORS)
         if not data:

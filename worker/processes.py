@@ -43,6 +43,8 @@ def start(
 ) -> Process:
     """A module of ours in a process of its own, with nothing of this one's environment but what it needs.
 
+    Without ``asked``, once :func:`ready` says so.
+
     Args:
         command: the module and its arguments.
         folder: the job's. Without ``asked`` the process can write in ``run`` below it only, which is then its user's.
@@ -50,6 +52,9 @@ def start(
         descriptors: that it keeps.
         asked: given to it on standard input; it then has the network.
         reads, writes: files and folders besides its own.
+
+    Raises:
+        ConnectionError: where the fork server was killed.
     """
     sandboxed = asked is None
     home = folder / RUN if sandboxed else folder
@@ -66,8 +71,8 @@ def start(
         "HOME": str(home),
         "TMPDIR": str(temporary),
     }
-    if sandboxed and settings.trainer_preload and sys.platform == "linux":
-        return _fork(command, home, environment, log, descriptors)
+    if sandboxed and _forks(settings):
+        return _server().fork(command, home, environment, log, descriptors)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", *command],
         stdin=subprocess.DEVNULL if sandboxed else subprocess.PIPE,
@@ -84,10 +89,28 @@ def start(
     return process
 
 
-def preload(settings: WorkerSettings) -> None:
-    """Begin to import what processes of jobs need, so that the first one starts at once; takes no time here."""
-    if settings.trainer_preload and sys.platform == "linux":
-        _server()
+def ready(settings: WorkerSettings, patience_s: float) -> bool:
+    """Whether a sandboxed process can be started at once. The first call begins to import what it needs.
+
+    Args:
+        patience_s: how long to wait for that.
+
+    Raises:
+        ConnectionError: where it could not be imported; why is in this worker's log.
+    """
+    if not _forks(settings):
+        return True
+    if _fork_server is not None and _fork_server.was_killed:
+        _close()
+    try:
+        return _server().ready(patience_s)
+    except ConnectionError:
+        _close()
+        raise
+
+
+def _forks(settings: WorkerSettings) -> bool:
+    return settings.trainer_preload and sys.platform == "linux"
 
 
 def _environment(sandboxed: bool) -> dict[str, str]:
@@ -102,25 +125,20 @@ def _environment(sandboxed: bool) -> dict[str, str]:
     }
 
 
-def _fork(
-    command: list[str], home: Path, environment: dict[str, str], log: int, descriptors: tuple[int, ...]
-) -> Forked:
-    global _fork_server
-    try:
-        return _server().fork(command, home, environment, log, descriptors)
-    except ConnectionError:  # killed: for its memory, or by somebody
-        _server().close()
-        _fork_server = None
-        return _server().fork(command, home, environment, log, descriptors)
-
-
 def _server() -> ForkServer:
     """The one of this process."""
     global _fork_server
     if _fork_server is None:
         _fork_server = ForkServer(_IMPORTS, _environment(sandboxed=True))
-        atexit.register(_fork_server.close)
+        atexit.register(_close)
     return _fork_server
+
+
+def _close() -> None:
+    global _fork_server
+    if _fork_server is not None:
+        _fork_server.close()
+    _fork_server = None
 
 
 def stop(process: Process, grace_s: float) -> None:

@@ -33,7 +33,7 @@ from worker.carrier import Carrier, Errand
 from worker.isolation import take_back
 from worker.lease import Lease
 from worker.messages import TERMINAL, error_message
-from worker.processes import TEMPORARY, start, stop
+from worker.processes import TEMPORARY, ready, start, stop
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
 
@@ -97,6 +97,9 @@ class Supervisor:
             _log.warning("%s is not here: only workers that share KNOWN_DATA_DIR can help one another", folder)
             return
         with about(job_id=job_id), (folder / "log.txt").open("ab", buffering=0) as log:
+            while not ready(self._settings, _POLL_S):
+                if self._stopping():
+                    return
             command = ["worker.helper", str(folder), str(turn), str(helpers)]
             process = start(command, folder, self._settings, log.fileno())
             try:
@@ -252,6 +255,14 @@ class _Attempt:
         """
         if self._out_of_time():
             return self._limit_reached()
+        try:
+            while asked is None and not ready(self._settings, _POLL_S):
+                self._renew_in_time()
+                if self._is_to_stop():
+                    return None
+        except ConnectionError as error:
+            _log.error("%s", error)
+            return None
         read_end, write_end = os.pipe()
         try:
             command = [module, str(self._folder), str(write_end), *options]

@@ -27,7 +27,7 @@ from worker.isolation import check
 from worker.machine import describe_load, describe_machine
 from worker.orphans import kill_orphans
 from worker.periodic import Periodic
-from worker.processes import preload
+from worker.processes import ready
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
@@ -127,7 +127,7 @@ def _check_isolation(**_: Any) -> None:
 def _prepare_child(**_: Any) -> None:
     """In the pool's process: end with the worker, and hear that it is shutting down."""
     die_with_parent()
-    preload(settings)
+    ready(settings, 0)
     start_tracing("known-worker")
     signal.signal(_STOP_SIGNAL, lambda number, frame: _stopping.set())
 

@@ -4,6 +4,7 @@ An operation is written once, as a generator. It yields a step, is sent what cam
 returns its result. :func:`blocking` and :func:`concurrent` are the two ways to carry one out.
 """
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -36,7 +37,7 @@ class Receive:
     """A download; where the server says that a bucket has the file, from there, without the API key.
 
     Args:
-        begin: is given the status, once.
+        begin: is given the byte of the file at which the body begins, once.
         take: is given each piece of the body.
     """
 
@@ -72,6 +73,12 @@ Steps = Generator[Step, Any, Result]
 def _arguments(step: Send) -> dict[str, Any]:
     given = {"headers": step.headers, "params": step.params, "json": step.json, "content": step.content}
     return {name: value for name, value in given.items() if value not in (None, {})}
+
+
+def _first_byte(answer: httpx.Response) -> int:
+    """Of a file, in an answer to a request for a range of it; whatever its status: rclone's S3 server says 200."""
+    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    return int(found[1]) if found else 0
 
 
 def _unreachable(http: "httpx.Client | httpx.AsyncClient", error: Exception) -> KnownError:
@@ -135,7 +142,7 @@ def _do(http: httpx.Client, step: Send | Receive | Sleep | Work) -> Any:
             if answer.is_error:
                 answer.read()
                 raise errors.from_answer(answer)
-            step.begin(answer.status_code)
+            step.begin(_first_byte(answer))
             for piece in answer.iter_bytes():
                 step.take(piece)
     except httpx.TransportError as error:
@@ -213,7 +220,7 @@ async def _ado(http: httpx.AsyncClient, step: Send | Receive | Sleep | Work) -> 
             if answer.is_error:
                 await answer.aread()
                 raise errors.from_answer(answer)
-            step.begin(answer.status_code)
+            step.begin(_first_byte(answer))
             async for piece in answer.aiter_bytes():
                 step.take(piece)
     except httpx.TransportError as error:

@@ -160,9 +160,8 @@ def download_file(
     partial = target.with_name(f".{target.name}.{sha256[:16]}.partial")
     with partial.open("ab") as file:
 
-        def begin(status: int) -> None:
-            if status != 206:
-                file.truncate(0)
+        def begin(first_byte: int) -> None:
+            file.truncate(first_byte)
 
         def take(piece: bytes) -> None:
             file.write(piece)

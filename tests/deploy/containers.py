@@ -19,7 +19,7 @@ from known_core.stack import _valkey_binary
 
 ROOT = Path(__file__).parents[2]
 IMAGE_USER = "10001"  # USER of Dockerfile.gpu; tests/deploy/test_compose.py compares
-VALKEY_USER = "999"  # of valkey/valkey
+_USERS = {"redis": "999", "valkey": "999", "s3": "0"}  # of valkey/valkey and rclone/rclone
 _VALKEY_CLI = """#!{python}
 # In the place of the image's own, which the wheel does not have: as much of it as the health check uses.
 import os, redis, sys
@@ -39,10 +39,21 @@ def compose(variables: Mapping[str, str]) -> dict[str, Any]:
             return str(rest)
         raise KeyError(f"{name}: {rest or 'is not set'}")
 
+    def filled(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: filled(each) for name, each in part.items()}
+        if isinstance(part, list):
+            return [filled(each) for each in part]
+        return _VARIABLE.sub(value, part) if isinstance(part, str) else part
+
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    lines = [line if line.lstrip().startswith("#") else _VARIABLE.sub(value, line) for line in text.splitlines()]
-    read: dict[str, Any] = yaml.safe_load("\n".join(lines))
+    read: dict[str, Any] = filled(yaml.safe_load(text))
     return read
+
+
+def user_of(name: str) -> str:
+    """The uid of a service."""
+    return _USERS.get(name, IMAGE_USER)
 
 
 class Containers:
@@ -77,7 +88,9 @@ class Containers:
         (binaries / "valkey-server").symlink_to(_valkey_binary())
         (binaries / "valkey-cli").write_text(_VALKEY_CLI.format(python=sys.executable))
         (binaries / "valkey-cli").chmod(0o755)
-        (self._root / "data").mkdir(exist_ok=True)
+        for service in self._services.values():
+            for volume in service["volumes"]:
+                (self._root / volume.partition(":")[2].removeprefix("/")).mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,10 +102,11 @@ class Containers:
         for other, wanted in self._services[name].get("depends_on", {}).items():
             assert wanted == {"condition": "service_healthy"}
             self.wait_healthy(other)
+        service = self._services[name]
         with (self._folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                self._command(name, self._services[name]["command"]), env=self._environment(name), stdout=log,
-                stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+                self._command(name, [*service.get("entrypoint", []), *service["command"]]),
+                env=self._environment(name), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
     def stop(self, name: str) -> int:
@@ -125,7 +139,7 @@ class Containers:
         """In the overlay, with the service's volume at its path, as its user, without capabilities."""
         (volume,) = self._services[name]["volumes"]
         source, target = volume.split(":")
-        user = VALKEY_USER if name in ("redis", "valkey") else IMAGE_USER
+        user = user_of(name)
         place = self._folder / "volumes" / source
         if not place.exists():
             place.mkdir(parents=True)

@@ -19,7 +19,7 @@ from app.jobs.repository import connect
 from app.settings import AppSettings
 from known_core.stack import Stack
 from tests.conftest import CONFIG, QUICK, Inputs
-from tests.deploy.containers import IMAGE_USER, ROOT, VALKEY_USER, Containers, compose
+from tests.deploy.containers import ROOT, Containers, compose, user_of
 from tests.deploy.pods import (
     FOLDER,
     Resource,
@@ -121,7 +121,7 @@ def test_a_worker_has_the_time_that_it_needs_to_let_go() -> None:
 
 def test_no_pod_has_a_privilege_or_a_file_system_to_write_in() -> None:
     for name, pod in pods().items():
-        user = int(VALKEY_USER if name == "valkey" else IMAGE_USER)
+        user = int(user_of(name))
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False  # KNOWN_API_PORT and others would look like settings
         security = pod["securityContext"]

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from worker import processes
 from worker.isolation import take_back
-from worker.processes import start, stop
+from worker.processes import ready, start, stop
 from worker.settings import WorkerSettings
 
 processes._IMPORTS = ()  # a probe needs none of them, and they take seconds
@@ -90,6 +90,7 @@ def probe(folder: Path, settings: WorkerSettings, store_port: int, store_pid: in
         log = open_while_it_runs.enter_context((job / "log.txt").open("ab"))
         read_end, write_end = os.pipe()
         command = ["tests.worker.probe", str(job), str(write_end)]
+        assert ready(settings, 30)
         process = start(command, job, settings, log.fileno(), write_end, reads=[places["upload"]])
         os.close(write_end)
         os.read(read_end, 1)  # until it has ended

@@ -13,7 +13,7 @@ import pytest
 
 from worker import processes
 from worker.forkserver import ForkServer
-from worker.processes import Process, start, stop
+from worker.processes import Process, ready, start, stop
 from worker.settings import WorkerSettings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
@@ -25,7 +25,7 @@ def server() -> Iterator[None]:
     """One that imports little, in the place of this process's."""
     before, processes._fork_server = processes._fork_server, ForkServer(["tempfile"], ENVIRONMENT)
     yield
-    processes._fork_server.close()
+    processes._close()
     processes._fork_server = before
 
 
@@ -38,6 +38,7 @@ class Started:
         self.job.mkdir(parents=True, exist_ok=True)
         read_end, write_end = os.pipe()
         with (self.job / "log.txt").open("ab") as log:
+            assert ready(settings, 30)
             command = ["tests.worker.telling", str(self.job), str(write_end), status]
             self.process: Process = start(command, self.job, settings, log.fileno(), write_end)
         os.close(write_end)
@@ -99,5 +100,5 @@ def test_a_killed_server_is_started_again(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_server_that_can_import_nothing_starts() -> None:
     server = ForkServer(["known_core.no_such_module"], ENVIRONMENT)
     with pytest.raises(ConnectionError):
-        server.fork(["this"], Path("/"), {}, 2, [])
+        server.ready(30)
     server.close()
