@@ -56,7 +56,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file is synced before and its folder after the rename, so a crash leaves either the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{_UNFINISHED}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         yield temporary
         with temporary.open("rb") as stream:

@@ -13,7 +13,6 @@ with their sha256: it is written last, so a folder is there when its record is.
 import errno
 import json
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from known_core.errors import KnownError
-from known_core.files import atomic_folder, fsync_directory, sha256_file
+from known_core.files import atomic_folder, atomic_path, sha256_file
 
 _PART_BYTES = 8 << 20  # a file of two or more such parts goes up in parts, several at once
 _MAX_PARTS = 10_000  # S3's limit
@@ -144,28 +143,19 @@ class Storage:
         Raises:
             KnownError: ``storage_missing``; ``checksum_mismatch``; OSError, such as ENOSPC.
         """
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-        try:
+        with atomic_path(target) as temporary:
             for _ in range(_TRIES):
                 with _said_clearly(key):
                     self._files.get_file(  # one after the other: only so s3fs goes on where a connection broke
                         self._path(key), str(temporary), callback=_Checking(check), max_concurrency=1
                     )
                 if sha256 is None or sha256_file(temporary) == sha256:
-                    break
-            else:
-                raise KnownError(
-                    "checksum_mismatch",
-                    f"{key} is in the bucket with another sha256 than {sha256}",
-                    "It was changed there: upload it again, or start the job again.",
-                )
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-            fsync_directory(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+                    return
+            raise KnownError(
+                "checksum_mismatch",
+                f"{key} is in the bucket with another sha256 than {sha256}",
+                "It was changed there: upload it again, or start the job again.",
+            )
 
     def put_folder(self, root: Path, inner: str, key: str, record: str, check: Check = go_on) -> None:
         """Write a folder's files, its record last. A record that does not list the files gets ``files`` here.
