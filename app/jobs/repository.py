@@ -3,15 +3,17 @@
 import json
 import re
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
+from threading import Event, Thread
 from typing import Any, cast
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -34,10 +36,8 @@ PHASE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400)
 CHANGES = "known:changes"  # the channel that says which job has a new event
 REQUEUE_GRACE_MS = 30_000  # a queued job not claimed for this long gets another wake-up
 PATIENCE_MS = 600_000  # a job that waits for memory of a GPU is passed over for so long; then the GPU is kept for it
-
-
 _UPLOAD_ID = re.compile(r'"(upl_[0-9a-f]{24})"')
-_IN_FLIGHT_S = 600  # what making a job may take; a crash frees the key after it
+_IN_FLIGHT_S = 30  # an idempotency key is free so long after a crash
 _KEPT_S = 48 * 3600  # how long a key stands for its job
 
 
@@ -150,6 +150,25 @@ class JobRepository:
             return None
         first, first_id, *made = str(there).split()
         return Reservation(first, first_id, made=bool(made) or bool(self._redis.exists(f"known:job:{first_id}")))
+
+    @contextmanager
+    def holding_reservation(self, tenant: str, key: str) -> Iterator[None]:
+        """A block in which the job is made, however long that takes; where this process dies in it, the key is free
+        soon after."""
+        done = Event()
+
+        def hold() -> None:
+            while not done.wait(_IN_FLIGHT_S / 3):
+                with suppress(RedisError):
+                    self._redis.expire(_idempotency_key(tenant, key), _IN_FLIGHT_S)
+
+        thread = Thread(target=hold, name="idempotency-key", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def keep_reservation(self, tenant: str, key: str, fingerprint: str, job_id: str) -> None:
         """The job is made: its key stands for it from now on, also when it is deleted."""

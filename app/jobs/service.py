@@ -89,7 +89,8 @@ class JobService:
         if first is not None:
             return self._answer_again(key, fingerprint, first)
         try:
-            job = self._create(caller, job_id, request, token)
+            with self._repository.holding_reservation(caller.tenant, key):
+                job = self._create(caller, job_id, request, token)
         except BaseException:
             if not self._repository.exists(job_id):
                 self._repository.drop_reservation(caller.tenant, key)

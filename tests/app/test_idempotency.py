@@ -1,5 +1,6 @@
 """A request that is sent again, with a key: one job, however many come at once."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from app.jobs import repository
 from known_core.client import Client
 from known_core.stack import Stack
 from tests.conftest import Inputs, ended
+from tests.worker.conftest import own_server
 
 
 @pytest.fixture
@@ -67,3 +70,14 @@ def test_a_request_that_failed_frees_its_key(post: Callable[..., httpx.Response]
 @pytest.mark.parametrize("key", ["", "x" * 256])
 def test_keys_that_are_refused(post: Callable[..., httpx.Response], key: str) -> None:
     assert post(key).status_code == 422
+
+
+def test_the_key_of_a_server_that_died_is_free_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "_IN_FLIGHT_S", 1)
+    with own_server() as store:
+        assert store.reserve("local", "a key", "body", "job_1") is None
+        with store.holding_reservation("local", "a key"):
+            time.sleep(2)
+            assert store.reserve("local", "a key", "body", "job_2") is not None
+        time.sleep(1.5)
+        assert store.reserve("local", "a key", "body", "job_2") is None

@@ -1,8 +1,8 @@
 """Uploads: streamed, bounded, hashed; what is refused leaves nothing."""
 
 import hashlib
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -10,13 +10,20 @@ import pytest
 
 from known_core.client import Client
 from known_core.stack import Stack
+from tests.chaos.scene import until
 
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 
-def _folders(stack: Stack) -> set[Path]:
+def _left(stack: Stack, filename: str) -> list[Path]:
+    """The folders of uploads of that name; requests of other tests may still be under way."""
     root = stack.logs.parent / "uploads" / "local"
-    return set(root.iterdir()) if root.is_dir() else set()
+    found = []
+    for path in root.glob("upl_*/*.json"):
+        with suppress(FileNotFoundError):
+            if f'"{filename}"' in path.read_text():
+                found.append(path.parent)
+    return found
 
 
 def test_an_upload_is_kept_and_described(stack: Stack) -> None:
@@ -37,14 +44,14 @@ def _chunks(count: int) -> Iterator[bytes]:
 
 
 def test_too_large_is_refused_whether_or_not_the_length_is_claimed(stack: Stack) -> None:
-    before = _folders(stack)
-    claimed = httpx.post(f"{stack.url}/v1/uploads", content=b"x" * (21 << 20), headers=_BYTES, timeout=60)
-    chunked = httpx.post(f"{stack.url}/v1/uploads", content=_chunks(22), headers=_BYTES, timeout=60)
+    url = f"{stack.url}/v1/uploads?filename=too-large"
+    claimed = httpx.post(url, content=b"x" * (21 << 20), headers=_BYTES, timeout=60)
+    chunked = httpx.post(url, content=_chunks(22), headers=_BYTES, timeout=60)
     for answer in (claimed, chunked):
         assert answer.status_code == 413
         assert answer.json()["code"] == "upload_too_large"
         assert str(20 << 20) in answer.json()["detail"]
-    assert _folders(stack) == before
+    assert _left(stack, "too-large") == []
 
 
 @pytest.mark.parametrize(
@@ -59,25 +66,25 @@ def test_too_large_is_refused_whether_or_not_the_length_is_claimed(stack: Stack)
 def test_bad_uploads_leave_nothing(
     stack: Stack, parameters: dict[str, str], content: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
-    before = _folders(stack)
-    answer = httpx.post(f"{stack.url}/v1/uploads", params=parameters, content=content, headers=headers)
+    url = f"{stack.url}/v1/uploads"
+    answer = httpx.post(url, params={**parameters, "filename": code}, content=content, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
-    assert _folders(stack) == before
+    assert _left(stack, code) == []
 
 
 def test_an_upload_cut_off_leaves_nothing(stack: Stack) -> None:
-    before = _folders(stack)
+    seen = []
 
     def body() -> Iterator[bytes]:
         yield b"x" * 1000
+        until(lambda: _left(stack, "cut-off"), "the upload has not begun")
+        seen.extend(_left(stack, "cut-off"))
         raise ConnectionError("the client is gone")
 
     with pytest.raises(ConnectionError):
-        httpx.post(f"{stack.url}/v1/uploads", content=body(), headers=_BYTES)
-    deadline = time.monotonic() + 30
-    while _folders(stack) != before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert _folders(stack) == before
+        httpx.post(f"{stack.url}/v1/uploads?filename=cut-off", content=body(), headers=_BYTES)
+    until(lambda: not _left(stack, "cut-off"), "the upload is still there", 20)  # before it would count as stalled
+    assert len(seen) == 1
 
 
 def test_a_folder_is_uploaded_as_a_zip(client: Client, tmp_path: Path) -> None:
