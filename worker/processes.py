@@ -27,6 +27,7 @@ _NETWORK = (  # for the processes that talk to the Hub
     "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
 _IMPORTS: tuple[str, ...] = ("known_core.pipeline", "known_core.report.html", "worker.isolation", "worker.messages")
+_FORK_S = 0.4  # until a forked trainer has confined itself (docs/experiments.md)
 Process = subprocess.Popen[bytes] | Forked
 _fork_server: ForkServer | None = None
 
@@ -107,6 +108,15 @@ def ready(settings: WorkerSettings, patience_s: float) -> bool:
     except ConnectionError:
         _close()
         raise
+
+
+def start_seconds(settings: WorkerSettings, alone_s: float) -> float:
+    """From asking for a trainer until it begins with a job.
+
+    Args:
+        alone_s: of one that imports everything itself.
+    """
+    return _FORK_S if _forks(settings) else alone_s
 
 
 def _forks(settings: WorkerSettings) -> bool:

@@ -27,7 +27,7 @@ from worker.isolation import check
 from worker.machine import describe_load, describe_machine
 from worker.orphans import kill_orphans
 from worker.periodic import Periodic
-from worker.processes import ready
+from worker.processes import ready, start_seconds
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
@@ -142,8 +142,11 @@ def _start_threads(sender: Any, **_: Any) -> None:
     _log.info("serves the queues %s", ", ".join(queues))
     _threads.append(reaper)
     if settings.calibrate:
-        calibrations = settings.data / "calibrations"
-        _threads.append(Calibrator(calibrations, describe_machine(), lambda found: reaper.know({"calibration": found})))
+
+        def know(found: dict[str, Any]) -> None:
+            reaper.know({"calibration": {**found, "start": start_seconds(settings, found["start"])}})
+
+        _threads.append(Calibrator(settings.data / "calibrations", describe_machine(), know))
     _threads.append(Sweeper(removing, settings.sweep_seconds))
     _threads.append(Courier(WebhookRepository(connect(settings.redis_url)), settings))
     if settings.exit_when_idle_seconds:

@@ -9,12 +9,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import boto3
 import httpx
+import psutil
 from httpx import Client as Http
 
 from known_core.client import Client
@@ -28,6 +30,7 @@ from tests.storage.conftest import CREDENTIALS
 HERE = "10.9.0.1"
 ROOT = Path(__file__).parents[2]
 BUCKET, PREFIX = "known", "service"
+AWAY_S = 40  # longer than one answer of the bucket is waited for
 STORE_PORT, BUCKET_PORT, API_PORT = 6379, 9000, 8000
 
 
@@ -105,6 +108,13 @@ class Machines:
         process.kill()
         process.wait()
 
+    def pause(self, name: str) -> None:
+        """It answers nobody any more."""
+        psutil.Process(self._running[name].pid).suspend()
+
+    def go_on(self, name: str) -> None:
+        psutil.Process(self._running[name].pid).resume()
+
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text(errors="replace")
 
@@ -141,10 +151,11 @@ WORKER = ("celery", "--app", "worker.tasks", "worker", "--loglevel", "INFO")
 
 
 def go_through(folder: Path, inputs: Inputs) -> dict[str, Any]:
-    """A job whose first worker is killed halfway and that another machine finishes; what was seen of it."""
+    """A job whose first worker is killed halfway, that another machine finishes though the bucket is away for a while,
+    and that a third one publishes; what was seen of it."""
     seen: dict[str, Any] = {}
     with ExitStack() as stack:
-        machines = stack.enter_context(Machines(folder, ["api", "first", "second"]))
+        machines = stack.enter_context(Machines(folder, ["api", "first", "second", "third"]))
         (folder / "valkey").mkdir()
         config = _valkey_config(folder, STORE_PORT, "not-a-secret").replace(b"bind 127.0.0.1", b"bind * -::*")
         machines.here("valkey", [_valkey_binary(), "-"], config)
@@ -197,7 +208,12 @@ def go_through(folder: Path, inputs: Inputs) -> dict[str, Any]:
         machines.kill("first")
         until(lambda: not trainers(job_id), "the trainer outlived its worker", 10)
         before = {stage: seconds(stage) for stage in stages()}
+        machines.pause("s3")
         machines.start("second", *WORKER)
+        until(lambda: client.job(job_id)["attempts"] == 2, "nobody takes the job up", 90)
+        time.sleep(AWAY_S)
+        seen["while the bucket is away"] = client.job(job_id)["status"]
+        machines.go_on("s3")
         job = ended(client, job_id)
         seen["log"] = client.logs(job_id)
         seen["status"], seen["attempts"], seen["error"] = job["status"], job["attempts"], job["error"]
@@ -218,6 +234,11 @@ def go_through(folder: Path, inputs: Inputs) -> dict[str, Any]:
             seen["report"] = http.get(f"/v1/jobs/{job_id}/report?format=html").status_code
         seen["report in words"] = client.report(job_id).conclusion == read_json(out / "report.json")["conclusion"]
         seen["only its own jobs"] = [path.name for path in (machines.data("api") / "jobs").glob("job_*")]
+        machines.kill("second")
+        machines.start("third", *WORKER)
+        client.republish(job_id, {"repo_id": "someone/somewhere"}, token="hf_none")  # which no machine here reaches
+        until(lambda: "publish_error" in client.job(job_id)["result"], "nobody publishes", 120)
+        seen["published from"] = verify_manifest(machines.data("third") / "jobs" / job_id / "run" / "artifacts")
         client.delete(job_id)
         seen["left in the bucket"] = keys(f"jobs/{job_id}") + keys(f"stages/{job_id}")
         seen["uploads"] = len([key for key in keys("uploads/") if key.endswith("/upload.json")])
