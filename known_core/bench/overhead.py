@@ -8,9 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 from known_core.client import Client
@@ -18,6 +20,7 @@ from known_core.files import write_json
 from known_core.sample_data import load_sample, write_imagefolder
 from known_core.stack import Stack
 
+_STARTS = 5
 _CONFIG: dict[str, Any] = {
     "architecture": "small-cnn", "num_classes": 5, "in_chans": 1, "img_size": 16, "width": 16, "norm": "none",
     "label_names": ["0", "1", "2", "3", "4"],
@@ -39,7 +42,8 @@ def run_overhead(rounds: int, work: Path | None, on_progress: Callable[[str], No
     Returns:
         ``seconds`` of every round: ``job``, from the request to its end by the service's clock; ``stages``, of the
         script after its imports; ``script``, of its whole process. The worker has done a job before. ``ratio``, of job
-        to stages, and ``ratio_to_script``: each the median of the rounds, the least and the most.
+        to stages, and ``ratio_to_script``: each the median of the rounds, the least and the most. ``starts``: seconds
+        of five starts of the ``api``, until it answers, and of five times ``known --help``.
     """
     with tempfile.TemporaryDirectory(dir=work) as place:
         folder = Path(place)
@@ -62,9 +66,11 @@ def run_overhead(rounds: int, work: Path | None, on_progress: Callable[[str], No
                         for name, taken in _script(folder).items():
                             seconds[name].append(taken)
                     on_progress(f"round {turn + 1}, {what}: {seconds[what][-1]:.1f} s")
+            starts = {"api": [_api(stack) for _ in range(_STARTS)], "help": [_help() for _ in range(_STARTS)]}
     ratios = {"ratio": "stages", "ratio_to_script": "script"}
     return {
         "seconds": seconds,
+        "starts": starts,
         **{name: _spread(seconds["job"], seconds[other]) for name, other in ratios.items()},
     }
 
@@ -114,6 +120,24 @@ def _job(client: Client, uploads: dict[str, str], seed: int) -> float:
     return (job.finished_at - job.created_at).total_seconds()
 
 
+def _api(stack: Stack) -> float:
+    """Seconds from the start of the API's process until it answers."""
+    stack.stop_one("api")
+    begun = time.perf_counter()
+    stack.restart("api")
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{stack.url}/healthz", timeout=5).is_success:
+                return time.perf_counter() - begun
+        time.sleep(0.01)
+
+
+def _help() -> float:
+    begun = time.perf_counter()
+    subprocess.run([Path(sys.executable).parent / "known", "--help"], capture_output=True, check=True)
+    return time.perf_counter() - begun
+
+
 def _script(folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         for name in ("model.safetensors", "config.json", "settings.json", "data.zip", "downstream.zip"):
@@ -135,4 +159,9 @@ def overhead_summary(found: dict[str, Any]) -> str:
     for name, other in {"ratio": "the stages", "ratio_to_script": "the script with its imports"}.items():
         ratio = found[name]
         lines.append(f"job / {other}: {ratio['median']:.3f} [{ratio['least']:.3f}, {ratio['most']:.3f}]")
+    for name, taken in {
+        "API, until it answers": found["starts"]["api"],
+        "known --help": found["starts"]["help"],
+    }.items():
+        lines.append(f"{what}: {statistics.median(taken):.2f} s [{min(taken):.2f}, {max(taken):.2f}]")
     return "\n".join(lines)

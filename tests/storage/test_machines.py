@@ -36,7 +36,7 @@ def test_a_job_killed_on_one_machine_is_finished_by_another(
     assert (seen["attempts"], seen["stages before"] >= 5, seen["stages run again"]) == (2, True, [])
     assert "attempt 1\n" in seen["log"]  # of the machine that is gone
     assert seen["content"] == client.manifest(finished_job)["content_sha256"]
-    assert seen["while the bucket is away"] == "running"
+    assert seen["while the bucket is away"] == "validating"
     assert seen["published from"] == seen["verified"]
     assert seen["downloaded"] == seen["verified"] > 0
     assert (seen["answer"], seen["head"], seen["key in the address"], seen["report"]) == (307, True, False, 200)
