@@ -159,9 +159,7 @@ def overhead_summary(found: dict[str, Any]) -> str:
     for name, other in {"ratio": "the stages", "ratio_to_script": "the script with its imports"}.items():
         ratio = found[name]
         lines.append(f"job / {other}: {ratio['median']:.3f} [{ratio['least']:.3f}, {ratio['most']:.3f}]")
-    for name, taken in {
-        "API, until it answers": found["starts"]["api"],
-        "known --help": found["starts"]["help"],
-    }.items():
+    for name, what in {"api": "the API, until it answers", "help": "known --help"}.items():
+        taken = found["starts"][name]
         lines.append(f"{what}: {statistics.median(taken):.2f} s [{min(taken):.2f}, {max(taken):.2f}]")
     return "\n".join(lines)
