@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Protocol, TextIO, cast
@@ -158,11 +158,47 @@ def _batches(
 
 
 def claimed_bytes(metadata: pq.FileMetaData, row_group: int, columns: Sequence[str]) -> int:
-    """What the footer of a parquet file says that these columns of a row group unpack to."""
+    """What the footer of a parquet file says that these columns of a row group unpack to. Raises: OSError."""
+    _check_chunks(metadata, row_group, columns)
     group, leaves = metadata.row_group(row_group), set(_leaves(metadata, columns))
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    chosen = [chunk for chunk in chunks if chunk.path_in_schema in leaves]
-    return sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chosen)
+    chosen = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path in leaves]
+    chunks = [group.column(index) for index in chosen]
+    return sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
+
+
+def _check_chunks(metadata: pq.FileMetaData, row_group: int, columns: Sequence[str]) -> None:
+    """Look at a footer's columns where pyarrow gives an error for what is wrong: ``RowGroupMetaData.column`` ends the
+    process (pyarrow 26). With ``pre_buffer`` its reader looks at all of them before it reads the first byte of data."""
+    file = pq.ParquetFile(_Unread(), metadata=metadata, pre_buffer=True)
+    with suppress(_Reached):
+        next(file.iter_batches(1, row_groups=[row_group], columns=list(columns)), None)
+
+
+class _Reached(Exception):
+    """All that comes before the data is sound."""
+
+
+class _Unread(io.RawIOBase):
+    """A file as long as any, of which nothing is read."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: 1 << 62}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        raise _Reached
 
 
 def _leaves(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[str]:

@@ -132,7 +132,9 @@ def _of_parquet(part: _Part) -> Iterator[pa.RecordBatch]:
             rows = metadata.row_group(index).num_rows
             readers.check_rows(rows, name)
             if rows > 0:
-                groups.append((name, (metadata, index), rows, readers.claimed_bytes(metadata, index, part.columns)))
+                with readers.table_errors(name):
+                    claimed = readers.claimed_bytes(metadata, index, part.columns)
+                groups.append((name, (metadata, index), rows, claimed))
     part.counts.rows = sum(rows for _, _, rows, _ in groups)
     most = part.counts.rows if part.max_rows is None else part.max_rows
     fraction = min(1.0, part.max_bytes / max(1, sum(size for *_, size in groups)), most / max(1, part.counts.rows))

@@ -190,6 +190,10 @@ DATA: dict[str, tuple[str, Build]] = {
     "parquet without rows": ("dataset_unusable", lambda _: made.parquet([0, 1], 0)),
     "one class": ("dataset_unusable", lambda _: made.zipped(made.images(classes=1))),
     "NaN alone": ("dataset_unusable", lambda _: made.parquet([float("nan")])),
+    "parquet whose footer contradicts itself": (  # a column without nulls, with a histogram of them
+        "dataset_unusable",
+        lambda _: made.parquet([0, 1]).replace(b"%\x02\x18\x05label", b"%\x00\x18\x05label"),
+    ),
     "no parquet": ("dataset_unusable", lambda _: b"PAR1" + bytes(100) + b"PAR1"),
     "pickle": ("dataset_unusable", made.pickled),
     "card that runs commands": (
