@@ -77,14 +77,18 @@ def test_phases_come_in_order(finished: Job) -> None:
     assert finished.events[0] == {"type": "status", "status": "running"}
     phases = [event for event in finished.events if event["type"] == "phase"]
     assert [event["phase"] for event in phases] == PHASES
-    assert [event["detail"] for event in phases if event["phase"] == "forgetting"] == [f"{k} of 6" for k in range(1, 7)]
+    assert [event["detail"] for event in phases if event["phase"] == "forgetting"] == [
+        *(f"{k} of 6" for k in range(1, 5)), "5 of 6, continued", "6 of 6, swa"
+    ]  # fmt: skip
     for event in finished.events:
         if event["type"] == "progress":
             assert 0 < event["step"] <= event["total"]
     metrics = [event for event in finished.events if event["type"] == "metric"]
     assert [event.get("candidate") or event["state"] for event in metrics] == [
         "unchanged",
-        *range(1, 7),
+        *range(1, 5),
+        "continued",
+        "swa",
         *CANDIDATES,
     ]
 
