@@ -35,7 +35,7 @@ SAYS = {  # each page whose code is run, and what it prints
     "docs/cli.md": ("succeeded",),
     "docs/client.md": ("succeeded", "job_not_found 404"),
     "docs/getting-started.md": ("succeeded",),
-    "docs/guide.md": ("every file is the same", "'phase': 'packaging'"),
+    "docs/guide.md": ("identical, every byte", "'phase': 'packaging'"),
     "docs/library.md": ("Nothing was measured", "Intervals are Student's t"),
     "docs/operations.md": ("team-a  active  read,write  ci",),
     "docs/report.md": (),

@@ -127,8 +127,7 @@ class Snippets:
             else:
                 lines.append(f"{self._curl} -X POST {self._at(job, f'/{action}')}")
                 calls.append(f'client.{action}("{job.id}")')
-        title = " or ".join(actions) if len(actions) < 3 else ", ".join(actions)
-        return Snippet("change", title.capitalize(), "\n".join(lines), self._client + "\n".join(calls))
+        return Snippet("change", "Change this job, by one of these", "\n".join(lines), self._client + "\n".join(calls))
 
     def _at(self, job: JobView, path: str = "") -> str:
         return f"{self._server}{job.urls.self}{path}"
