@@ -28,7 +28,7 @@ def keep(tmp_path: Path) -> Callable[..., None]:
         page.evaluate("document.fonts.ready")
         taken = Image.open(BytesIO(page.screenshot(animations="disabled", **options)))
         path = folder / f"dashboard-{name}.png"
-        taken.quantize(128).save(path, optimize=True)
+        taken.quantize(256).save(path, optimize=True)
         assert path.stat().st_size < MAX_BYTES
 
     return screenshot
@@ -48,7 +48,10 @@ def test_a_finished_job(
         page.goto(f"/jobs/{job_id}")
         expect(page.locator("#forgetting canvas")).to_be_visible()
         see_figures(page)
-        keep(page, "job", full_page=True, clip={"x": 0, "y": 0, "width": 1200, "height": 2300})
+        figures = page.locator("section", has=page.locator("#figures-title")).bounding_box()
+        assert figures is not None
+        height = figures["y"] + figures["height"] + 16
+        keep(page, "job", full_page=True, clip={"x": 0, "y": 0, "width": 1200, "height": height})
         page.goto("/jobs/new")
         keep(page, "new")
     with visiting(browser, stack.url, viewport=TELEPHONE, color_scheme="light") as context:
