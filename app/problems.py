@@ -62,6 +62,7 @@ _STATUS = {
     "upload_too_large": 413,
     "media_type_unsupported": 415,
     "inspection_failed": 503,
+    "result_damaged": 503,
     "storage_missing": 503,
     "storage_refused": 503,
     "storage_unavailable": 503,

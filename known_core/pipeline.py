@@ -339,18 +339,19 @@ class _Run:
         states: dict[Training, list[Checkpoint]] = {"chain": [original], "fan": [original], "swa": [original]}
         previous = laid_out.name
         for index, (training, stage) in enumerate(stages):
-            self._reporter.phase("forgetting", f"{index + 1} of {len(stages)}")
+            is_state = training == self._known.design
+            name = f"state {stage + 1}" if is_state else _CONTROL_OF[training]
+            self._reporter.phase("forgetting", f"{index + 1} of {len(stages)}" + ("" if is_state else f", {name}"))
             start, key = (states["chain"][-1], previous) if training == "chain" else (original, laid_out.name)
             folder = self._train_on(task, training, stage, start, key)
             states[training].append(Checkpoint(folder / "state"))
             previous = folder.name
             metrics = read_json(folder / "metrics.json")
             accuracy = metrics["accuracy"]
-            self._reporter.metric("accuracy", accuracy, state=index + 1)
-            name = f"state {stage + 1}" if training == self._known.design else _CONTROL_OF[training]
+            self._reporter.metric("accuracy", accuracy, **({"state": stage + 1} if is_state else {"candidate": name}))
             examples = len(self._subset(training, stage))
             self._losses.append({"name": name, "examples": examples, "curve": metrics.get("curve", [])})
-            if training == self._known.design:
+            if is_state:
                 self._state_accuracy.append(accuracy)
         return states
 

@@ -1,4 +1,4 @@
-"""The code of the documentation: commands and Python as a reader would run them, page by page, on a real service."""
+"""The code of the documentation: every block says what it is, and is run (tests/test_pages_run.py) or says why not."""
 
 import ast
 import json
@@ -22,11 +22,11 @@ PAGES = [
 ]
 LANGUAGES = {"sh", "python", "json", "yaml", "toml", "text"}
 _FENCE = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+?) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+_WHOLE_PAGE = re.compile(r"^<!-- no block of this page is run: (?P<why>[^\n]+?) -->$", re.M)
 
 
 @dataclass(frozen=True)
 class Block:
-    page: Path
     language: str
     code: str
     why_not: str | None  # the reason why it is not run
@@ -34,7 +34,9 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    return [Block(page, found["language"], found["code"], found["why"]) for found in _FENCE.finditer(text)]
+    whole = _WHOLE_PAGE.search(text)
+    why_not = whole["why"] if whole else None
+    return [Block(found["language"], found["code"], found["why"] or why_not) for found in _FENCE.finditer(text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -42,6 +44,8 @@ def test_every_block_says_what_it_is(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert {block.language for block in blocks(page)} <= LANGUAGES
     assert len(re.findall(r"^```", text, re.M)) == 2 * len(blocks(page))
+    reasons = re.findall(r"<!-- not run.*", text)
+    assert len(reasons) == sum(found["why"] is not None for found in _FENCE.finditer(text)), reasons
     for block in blocks(page):
         if block.language == "python":
             ast.parse(block.code)

@@ -1,5 +1,6 @@
 """The files a job made: listed in its manifest, served from its folder, or from the bucket."""
 
+import json
 import time
 from collections import deque
 from contextlib import suppress
@@ -16,7 +17,7 @@ from app.jobs.repository import JobRepository
 from app.jobs.settings import StoreSettings
 from app.storage.storage import inside
 from known_core.errors import KnownError
-from known_core.files import read_json, sha256_bytes
+from known_core.files import sha256_bytes
 
 MANIFEST = "manifest.json"
 _COPY_S = 24 * 3600
@@ -50,7 +51,7 @@ class ArtifactService:
         return ArtifactList(data=data)
 
     def figures(self, tenant: str, job_id: str) -> FigureList:
-        """Every figure of the report, likewise. Raises: JobNotFound; KnownError ``result_not_ready``."""
+        """Every figure of the report, likewise. Raises: as ``report``."""
         data = []
         for entry in self.report(job_id).get("figures", []):
             addresses = self._addresses(tenant, figure_path(job_id, entry["name"]))
@@ -61,9 +62,9 @@ class ArtifactService:
         """A figure as SVG, and its sha256.
 
         Raises:
-            JobNotFound; KnownError ``result_not_ready``, ``figure_not_found``.
+            JobNotFound; KnownError ``result_not_ready``, ``result_damaged``, ``figure_not_found``.
         """
-        return _figure(self._local(job_id, "report.json"), name)
+        return _figure(*self._report_file(job_id), name)
 
     def _addresses(self, tenant: str, path: str) -> dict[str, str]:
         download_url, expires = self._signer.sign(tenant, path)
@@ -71,14 +72,16 @@ class ArtifactService:
         return {"url": quote(path), "download_url": download_url, "expires_at": expires_at}
 
     def manifest(self, job_id: str) -> dict[str, Any]:
-        """Raises: JobNotFound; KnownError ``result_not_ready``."""
-        manifest: dict[str, Any] = read_json(self._local(job_id, MANIFEST))
-        return manifest
+        """Raises: JobNotFound; KnownError ``result_not_ready``, ``result_damaged``."""
+        return _read(self._local(job_id, MANIFEST))
 
     def report(self, job_id: str) -> dict[str, Any]:
-        """Raises: JobNotFound; KnownError ``result_not_ready``."""
-        report: dict[str, Any] = read_json(self._local(job_id, "report.json"))
-        return report
+        """Raises: JobNotFound; KnownError ``result_not_ready``, ``result_damaged``."""
+        return _read(*self._report_file(job_id))
+
+    def _report_file(self, job_id: str) -> tuple[Path, str]:
+        """Where it is on this machine, and the sha256 that it was written with."""
+        return self._local(job_id, "report.json"), self._entry(job_id, "report.json")["sha256"]
 
     def file(self, job_id: str, path: str) -> tuple[Path, str | None]:
         """Where a file lies on this machine, and its sha256 (None for the manifest itself). For small files.
@@ -171,9 +174,25 @@ def _key(job_id: str, path: str) -> str:
     return f"jobs/{job_id}/artifacts/{path}"
 
 
+def _read(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """A JSON file that a job wrote. Args: sha256: by its manifest. Raises: KnownError ``result_damaged``."""
+    try:
+        content = path.read_bytes()
+        if sha256 not in (None, sha256_bytes(content)):
+            raise ValueError("its sha256 is not that of manifest.json")
+        found: dict[str, Any] = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise KnownError(
+            "result_damaged",
+            f"{path.name} of this job is not what the job wrote: {type(error).__name__}",
+            "Bring the job's folder back from a backup, or run the job again.",
+        ) from error
+    return found
+
+
 @lru_cache(maxsize=64)  # of about 30 kB; a job's report never changes
-def _figure(report: Path, name: str) -> tuple[str, str]:
+def _figure(report: Path, sha256: str, name: str) -> tuple[str, str]:
     from known_core.figures import render_svg  # here: matplotlib takes a second to load, and most requests need none
 
-    svg = render_svg(read_json(report), name)
+    svg = render_svg(_read(report, sha256), name)
     return svg, sha256_bytes(svg.encode())

@@ -34,8 +34,8 @@ def list_jobs(
     after: Annotated[str | None, Query(max_length=80)] = None,
     status: JobStatus | None = None,
 ) -> Response:
-    jobs = dashboard.jobs(caller, after, status)
-    return page(request, "jobs.html", jobs=jobs, after=after, wanted=status, statuses=list(JobStatus))
+    jobs, same = dashboard.jobs(caller, after, status), dashboard.snippets(_server(request)).of_list(after, status)
+    return page(request, "jobs.html", jobs=jobs, after=after, wanted=status, statuses=list(JobStatus), snippet=same)
 
 
 @router.get("/jobs/new")
@@ -45,8 +45,7 @@ def new_job(request: Request, caller: Who) -> Response:
 
 @router.get("/jobs/{job_id}")
 async def show_job(request: Request, dashboard: Dashboard, caller: Who, job_id: JobId) -> Response:
-    server = str(request.base_url).rstrip("/")
-    return page(request, "job.html", shown=await dashboard.job(caller, job_id, server))
+    return page(request, "job.html", shown=await dashboard.job(caller, job_id, _server(request)))
 
 
 @router.get("/login")
@@ -77,6 +76,10 @@ async def log_out(request: Request, sessions: Sessions) -> Response:
     response = RedirectResponse("/login", 303, HEADERS)
     await sessions.end(request, response)
     return response
+
+
+def _server(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
 
 
 def _inside(path: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.jobs.schemas import DatasetInput, EnhanceRequest, EvaluationRequest
+from app.webhooks.schemas import WebhookRequest
 from known_core.spec import ForgettingSettings, HubTarget, NowcastSettings
 
 
@@ -17,7 +18,7 @@ class FormField:
     name: str
     label: str
     help: str
-    kind: str  # text, number, numbers (by commas), choice, several (choices), flag (yes or no), maybe (or neither)
+    kind: str  # text, number, numbers (by commas), choice, several (choices), flag (or not), maybe (or neither), json
     default: Any = None
     low: float | None = None
     high: float | None = None
@@ -42,17 +43,21 @@ def sections() -> list[Section]:
         Section("Nowcast", _fields(NowcastSettings, "/nowcast")),
         Section("Evaluation", _fields(EvaluationRequest, "/evaluation", without=("downstream",))),
         Section("Result", [
-            *_fields(HubTarget, "/output/hub", without=("parent_commit", "commit_message")),
+            *_fields(HubTarget, "/output/hub"),
             *_fields(EnhanceRequest.model_fields["output"].annotation, "/output", without=("hub",)),
             *_fields(EnhanceRequest, "", without=set(EnhanceRequest.model_fields) - {"device"}),
             *_fields(EnhanceRequest.model_fields["limits"].annotation, "/limits"),
+        ]),
+        Section("Webhook and metadata", [
+            *_fields(WebhookRequest, "/webhook", of="webhook "),
+            *_fields(EnhanceRequest, "", without=set(EnhanceRequest.model_fields) - {"metadata"}),
         ]),
     ]  # fmt: skip
 
 
 def data_fields(pointer: str) -> list[FormField]:
     """How a data set is read."""
-    return _fields(DatasetInput, pointer, without=("upload_id", "hub", "columns", "labels"))
+    return _fields(DatasetInput, pointer, without=("upload_id", "hub"))
 
 
 def _fields(model: Any, pointer: str, without: Iterable[str] = (), of: str = "") -> list[FormField]:
@@ -82,6 +87,7 @@ def _field(pointer: str, label: str, facts: dict[str, Any]) -> FormField:
         "boolean": "flag" if isinstance(facts.get("default"), bool) else "maybe",
         "array": "several" if options else "numbers",
         "string": "choice" if options else "text",
+        "object": "json",
     }
     low, above = main.get("minimum"), main.get("exclusiveMinimum")
     return FormField(

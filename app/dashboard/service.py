@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from app.artifacts.schemas import ArtifactView
 from app.artifacts.service import ArtifactService
 from app.dashboard.intervals import Bar, intervals
-from app.dashboard.snippets import Snippet, snippets_of
+from app.dashboard.snippets import Snippet, Snippets
 from app.events.service import EventService
 from app.jobs.record import JobEvent, JobStatus
 from app.jobs.schemas import JobList, JobView
@@ -21,13 +21,14 @@ from app.webhooks.service import WebhookService
 
 _EVENTS, _LOG_LINES, _JOBS = 100, 200, 20
 _PHASES = (
-    "downloading", "evaluating_before", "forgetting", "nowcasting", "calibrating", "evaluating_after", "packaging",
-    "publishing",
+    "downloading", "evaluating_before", "forgetting", "nowcasting", "calibrating", "evaluating_after", "charting",
+    "packaging", "publishing",
 )  # fmt: skip
+_WITHOUT_DATA = ("downloading", "nowcasting", "charting", "packaging", "publishing")
 _STAGES = {  # what a manifest's seconds are called, by the phase they are part of
     "inputs": "downloading", "head": "downloading", "settings": "downloading", "chain": "forgetting",
     "fan": "forgetting", "swa": "forgetting", "nowcast": "nowcasting", "calibration": "calibrating",
-    "packaging": "packaging",
+    "plane": "charting", "surface": "charting", "packaging": "packaging",
 }  # fmt: skip
 
 
@@ -73,6 +74,10 @@ class DashboardService:
     def jobs(self, caller: Caller, after: str | None, status: JobStatus | None) -> JobList:
         return self._jobs.list(caller, after, _JOBS, status)
 
+    def snippets(self, server: str) -> Snippets:
+        """Args: server: the service's address, as the reader's browser has it."""
+        return Snippets(server, with_key=self._settings.access == "keys")
+
     async def job(self, caller: Caller, job_id: str, server: str) -> JobPage:
         """Raises: JobNotFound."""
         newest = await self._events.newest(job_id, _EVENTS)
@@ -85,17 +90,19 @@ class DashboardService:
         if job.status is JobStatus.SUCCEEDED:
             report, files = self._artifacts.report(job_id), self._artifacts.list(caller.tenant, job_id).data
             seconds = self._artifacts.manifest(job_id).get("seconds", {})
+        actions = _actions(job)
+        figures = [figure["name"] for figure in report.get("figures", [])] if report else []
         return JobPage(
             job=job,
             phases=_phases(job, seconds),
-            actions=_actions(job),
+            actions=actions,
             events=[(event, rfc3339(int(event.id.partition("-")[0]))) for event in newest],
             log=self._artifacts.logs(job_id, _LOG_LINES),
             report=report,
             bars=intervals(report["transfer"]) if report and "transfer" in report else {},
             files=files or [],
             deliveries=self._webhooks.page(caller, job_id, None, 20, None).data,
-            snippets=snippets_of(job, files or [], server, with_key=self._settings.access == "keys"),
+            snippets=self.snippets(server).of_job(job, actions, figures, files or []),
         )
 
 
@@ -112,7 +119,7 @@ def _phases(job: JobView, seconds: dict[str, float]) -> list[PhaseView]:
     """The steps that a job goes through, and which of them are behind it."""
     publishes = bool((job.request.get("output") or {}).get("hub")) or job.republishing
     trained = "trajectory" not in job.request
-    names = [name for name in _PHASES if trained or name in ("downloading", "nowcasting", "packaging", "publishing")]
+    names = [name for name in _PHASES if trained or name in _WITHOUT_DATA]
     if not publishes:
         names.remove("publishing")
     took = _seconds_by_phase(seconds)

@@ -146,7 +146,7 @@ _CODES: dict[type[Problem], str] = {
     QuotaExceeded: "quota_exceeded storage_quota_exceeded",
     Unavailable: """
         inspection_failed store_unavailable record_too_new disk_full hub_unreachable hub_offline server_unreachable
-        server_error stack_failed storage_missing storage_refused storage_unavailable
+        server_error stack_failed result_damaged storage_missing storage_refused storage_unavailable
     """,
     JobFailed: """
         out_of_memory device_unavailable isolation_incomplete limit_reached training_diverged secret_key_invalid

@@ -231,25 +231,41 @@ def logs(job_id: str, patience_s: float, tail: int) -> Steps[str]:
 
 
 def follow_logs(job_id: str, patience_s: float, tail: int) -> Steps[None]:
-    """Gives the log's last lines, and then what is added, until the job has ended."""
+    """Gives the log's last lines, and then what is added, asking once a second until the job has ended.
+
+    A server that goes away for a while (a deploy) ends nothing: what was missed follows.
+    """
     seen: list[str] | None = None
+    patience = Patience(patience_s)
     while True:
-        ended = JobFields.model_validate((yield from fetch(f"/v1/jobs/{job_id}", patience_s))).ended
-        lines = tail if seen is None else 2 * _LOG_LINES
-        while True:
-            found = (yield from logs(job_id, patience_s, lines)).splitlines(keepends=True)
-            if not ended and found and not found[-1].endswith("\n"):
-                found.pop()  # a line that is still being printed
-            new = _after(seen, found)
-            if new is not None or lines >= _MOST_LOG_LINES:
-                break
-            lines = min(10 * lines, _MOST_LOG_LINES)  # more was printed than was fetched: reach further back
-        for line in found if new is None else new:
+        try:
+            ended = JobFields.model_validate((yield from fetch(f"/v1/jobs/{job_id}", patience_s))).ended
+            found, new = yield from _more_of_log(job_id, patience_s, seen, tail, ended=ended)
+        except KnownError as error:
+            yield from patience.bear(error)
+            continue
+        patience.renew()
+        for line in new:
             yield Give(line)
         seen = found[-_LOG_LINES:]
         if ended:
             return
         yield Sleep(1.0)
+
+
+def _more_of_log(
+    job_id: str, patience_s: float, seen: list[str] | None, tail: int, *, ended: bool
+) -> Steps[tuple[list[str], list[str]]]:
+    """The log's newest lines, and those of them that follow what was seen."""
+    lines = tail if seen is None else 2 * _LOG_LINES
+    while True:
+        found = (yield from logs(job_id, patience_s, lines)).splitlines(keepends=True)
+        if not ended and found and not found[-1].endswith("\n"):
+            found.pop()  # a line that is still being printed
+        new = _after(seen, found)
+        if new is not None or lines >= _MOST_LOG_LINES:
+            return found, found if new is None else new
+        lines = min(10 * lines, _MOST_LOG_LINES)  # more was printed than was fetched: reach further back
 
 
 def _after(seen: list[str] | None, found: list[str]) -> list[str] | None:

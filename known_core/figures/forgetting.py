@@ -42,9 +42,9 @@ def draw(report: dict[str, Any]) -> Figure:
     examples, states = report["forgetting_examples"], [100 * value for value in report["forgetting_accuracy"]]
     axes.set_xscale("log", base=2)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.plot(examples, states, "-", color=STATES, linewidth=1.7)
-    axes.plot(examples[1:], states[1:], "o", color=STATES, ms=5.5)
-    axes.plot(examples[:1], states[:1], "s", color=INK, ms=8)
+    axes.plot(examples, states, "-", color=STATES, linewidth=1.7, clip_on=False)
+    axes.plot(examples[1:], states[1:], "o", color=STATES, ms=5.5, clip_on=False)
+    axes.plot(examples[:1], states[:1], "s", color=INK, ms=8, clip_on=False)
     labels = [("given weights", states[0], INK, "s", INK)]
     places = list(examples)
     for name, row in _marks(report).items():
@@ -61,6 +61,7 @@ def draw(report: dict[str, Any]) -> Figure:
     axes.minorticks_off()
     axes.margins(x=0.05, y=0.1)
     low, high = axes.get_ylim()
+    low, high = axes.set_ylim(max(low, 0.0), min(high, 100.0))
     right = WIDTH - _RIGHT + 22
     down = [_TOP + (high - value) / (high - low) * _PANEL for _, value, *_ in labels]
     for (name, value, tint, shape, fill), top in zip(labels, spread(down, _LINE, _TOP, _TOP + _PANEL), strict=True):

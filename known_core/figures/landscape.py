@@ -18,6 +18,7 @@ from known_core.figures.style import (
     SMALL,
     STATES,
     WIDTH,
+    Place,
     name_points,
     new_figure,
     panel,
@@ -32,8 +33,12 @@ CAPTION = (
 )
 _LEFT, _TOP, _PANEL, _RIGHT = 38.0, 24.0, 262.0, 8.0  # points
 _LEVELS = 9
+_SAME = 1e-3  # of an axis: what is closer is one place
 _FINE = 61  # points along each axis that contours are drawn through
 _EDGE = 14.0  # points: labels of lines that would come closer to it are left out
+
+
+Label = tuple[str, Place, str]  # words, where, colour
 
 
 def available(report: dict[str, Any]) -> bool:
@@ -89,14 +94,14 @@ def draw(report: dict[str, Any]) -> Figure:
         })  # fmt: skip
     axes.plot(*zip(*states, strict=True), "o", color=STATES, ms=5)
     axes.plot([0], [0], "s", color=INK, ms=8, zorder=5)
-    labels = [("given weights", (0.0, 0.0), INK)]
+    labels: list[Label] = [("given weights", (0.0, 0.0), INK)]
     labels += [(name.removeprefix("state "), points[name], STATES) for name in points if name.startswith("state ")]
     for name, place in points.items():
         if not name.startswith("state "):
             tint = colour(name)
             fill = tint if is_prediction(name) else "none"
             axes.plot(*place, mark(name), color=tint, mfc=fill, mew=1.4, ms=7)
-            labels.append((name, place, tint))
+            _add_label(labels, name, place, tint, axes)
     name_points(axes, labels, arrows)
     shares = plane["shares"]
     write(figure, _LEFT - 32, 12, f"second axis ({shares[1]:.0%}), % of the given weights' length", size=SMALL,
@@ -108,6 +113,16 @@ def draw(report: dict[str, Any]) -> Figure:
         words = f"shade and lines: loss on {surface['examples']} held-out examples"
         write(figure, _LEFT, bottom + 60, words, size=SMALL, color=MUTED)
     return figure
+
+
+def _add_label(labels: list[Label], name: str, place: Place, tint: str, axes: Axes) -> None:
+    """What lies where a state does (``continued`` is the first state of a fan) shares its label."""
+    reach = [_SAME * (high - low) for low, high in (axes.get_xlim(), axes.get_ylim())]
+    for index, (words, other, _) in enumerate(labels):
+        if all(abs(one - two) <= far for one, two, far in zip(place, other, reach, strict=True)):
+            labels[index] = (f"{words} = {name}", place, tint)
+            return
+    labels.append((name, place, tint))
 
 
 def _percent(value: float, plane: dict[str, Any]) -> str:

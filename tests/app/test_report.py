@@ -72,6 +72,23 @@ def test_figures_are_listed_and_drawn(stack: Stack, finished_job: str, report: d
         assert httpx.get(stack.url + figure["download_url"], timeout=60).content == answer.content
 
 
+@pytest.mark.parametrize("content", [b"", b"[1", b'{"figures": [{}]}', None])
+def test_a_damaged_report_is_said(stack: Stack, finished_job: str, content: bytes | None) -> None:
+    [path] = (stack.logs.parent / "jobs" / finished_job).rglob("artifacts/report.json")
+    whole = path.read_bytes()
+    try:
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        for route in ("report", "figures", "figures/else.svg"):
+            answer = httpx.get(f"{stack.url}/v1/jobs/{finished_job}/{route}")
+            assert (answer.status_code, answer.json()["code"]) == (503, "result_damaged")
+        assert "result_damaged" in httpx.get(f"{stack.url}/jobs/{finished_job}").text
+    finally:
+        path.write_bytes(whole)
+    assert httpx.get(f"{stack.url}/v1/jobs/{finished_job}/figures").status_code == 200
+
+
 def test_a_signed_address_of_a_figure_opens_that_figure(stack: Stack, finished_job: str) -> None:
     first, second = httpx.get(f"{stack.url}/v1/jobs/{finished_job}/figures").json()["data"][:2]
     query = first["download_url"].partition("?")[2]

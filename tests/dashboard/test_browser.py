@@ -1,5 +1,6 @@
 """The dashboard as people use it: in Chromium, on the real stack."""
 
+import json
 import os
 import re
 import signal
@@ -15,15 +16,17 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from app.artifacts.schemas import ArtifactView
-from app.dashboard.snippets import snippets_of
+from app.dashboard.snippets import Snippets
 from app.jobs.record import new_job_id
 from app.jobs.repository import JobRepository, connect
 from app.jobs.schemas import JobView
 from known_core.client import Client
 from known_core.files import canonical_json
 from known_core.stack import Stack
-from tests.conftest import Inputs, ended
+from tests.conftest import SETTINGS, Inputs, ended
 from tests.dashboard.watching import visiting
+from tests.hub.server import LocalHub
+from tests.hub.test_enhance import data_files, model_files
 
 pytestmark = pytest.mark.browser
 KeyOf = Callable[..., str]
@@ -72,6 +75,8 @@ def test_a_job_from_the_form_to_its_files(
     page = visitor.new_page()
     fill_in(page, inputs)
     page.get_by_label("What the model does").select_option("image-classification")
+    page.locator("summary", has_text="metadata").click()
+    page.get_by_label("Metadata").fill('{"made": "by hand"}')
     newest = asked(stack, "/v1/jobs?limit=1")["first_id"]
     page.get_by_role("button", name="Check the inputs").click()
     understood = page.get_by_role("region", name="What was understood")
@@ -94,6 +99,10 @@ def test_a_job_from_the_form_to_its_files(
     assert request["forgetting"] == {"learning_rate": 0.001, "batch_size": 32}
     assert request["nowcast"] == {"controls": []}
     assert request["model"]["config"] == inputs.config
+    assert client.job(job_id)["metadata"] == {"made": "by hand"}
+    went_through = [event["phase"] for event in client.events(job_id, follow=False) if event.type == "phase"]
+    shown = [text.split()[0] for text in page.locator(".phases li").all_text_contents()]
+    assert shown == [phase.partition("_")[0] for phase in dict.fromkeys(went_through)]
     with page.expect_download() as download:
         page.get_by_role("link", name="x2/model.safetensors").click()
     manifest = {entry["path"]: entry for entry in asked(stack, f"/v1/jobs/{job_id}/manifest")["files"]}
@@ -134,6 +143,14 @@ def test_what_is_wrong_is_shown_where_it_is(
     expect(page.locator("#problem")).to_contain_text("request_invalid")
     expect(page.locator("#problem")).to_contain_text("0.95")
     rate.fill("")
+    page.locator('[data-source="/dataset"] summary').click()
+    columns = page.locator('[name="/dataset/columns"]')
+    for wrong, said in (("text=review", "valid dictionary"), ('{"text": ""}', "at least 1 character")):
+        columns.fill(wrong)
+        page.get_by_role("button", name="Check the inputs").click()
+        expect(page.locator('[data-field="/dataset/columns"] .wrong')).to_contain_text(said)
+        expect(columns).to_be_focused()
+    columns.fill("")
     with zipfile.ZipFile(tmp_path / "pickled.zip", "w") as archive:
         archive.writestr("pytorch_model.bin", b"\x80\x04.")
     upload(page, "/model", tmp_path / "pickled.zip")
@@ -226,6 +243,70 @@ def test_the_list_stands_still_when_it_is_told_to(visitor: BrowserContext, start
         live.click()
 
 
+@pytest.fixture
+def on_the_hub(browser: Browser, tmp_path: Path) -> Iterator[tuple[BrowserContext, Client, LocalHub]]:
+    """A browser at a service of its own, and a Hub with a model and its data, private ones of alice's."""
+    with LocalHub({"hf_alice": "alice"}) as hub:
+        hub.add("models", "alice/resnet", model_files(tmp_path / "model"), private=True)
+        hub.add("datasets", "alice/digits", data_files(tmp_path / "data"), private=True)
+        environment = SETTINGS | {"KNOWN_HUB_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        with (
+            Stack(tmp_path / "stack", port=0, environment=environment) as stack,
+            Client(stack.url) as client,
+            visiting(browser, stack.url) as context,
+        ):
+            yield context, client, hub
+
+
+@pytest.mark.slow
+def test_from_the_hub_and_back_to_it(on_the_hub: tuple[BrowserContext, Client, LocalHub]) -> None:
+    context, client, hub = on_the_hub
+    page = context.new_page()
+    page.goto("/jobs/new")
+    for pointer, repo in (("/model", "alice/resnet"), ("/dataset", "alice/digits")):
+        source = page.locator(f'[data-source="{pointer}"]')
+        source.locator("> .choices input[value=hub]").check()
+        source.get_by_label("Repository").first.fill(repo)
+    page.locator('[data-source="/dataset"] summary').click()
+    page.locator('[name="/dataset/columns"]').fill('{"label": "digit"}')
+    page.get_by_role("button", name="Check the inputs").click()
+    expect(page.locator("#problem")).to_contain_text("hub_not_found")  # without a token it is not there
+    page.get_by_label("Token", exact=True).fill("hf_alice")
+    page.locator("summary", has_text="Evaluation").click()
+    for name, value in (("probe_examples", "20"), ("probe_epochs", "1"), ("select", "x4")):
+        page.locator(f'[name="/evaluation/{name}"]').fill(value)
+    page.get_by_role("button", name="Check the inputs").click()
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.locator(".badge")).to_have_text("succeeded", timeout=120_000)
+    job_id = page.url.rpartition("/")[2]
+
+    def republish(**fields: str) -> None:
+        page.get_by_role("button", name="Republish").click()
+        for label, text in fields.items():
+            page.get_by_label(label.replace("_", " ")).fill(text)
+        page.get_by_role("button", name="Publish", exact=True).click()
+
+    republish()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("publish_target_missing")
+    page.get_by_role("button", name="Leave it").click()
+    republish(Repository="bob/better", Hub_token="hf_alice")
+    expect(page.get_by_role("alert").first).to_contain_text("hub_forbidden")
+    republish(Repository="alice/better")
+    expect(page.get_by_role("link", name=f"{hub.url}/alice/better")).to_be_visible()
+    head = hub.repos["models", "alice/better"].at("main")
+    assert head is not None
+    sha256 = {file.path: file.sha256 for file in client.files(job_id)}["x4/model.safetensors"]
+    assert head.files["model.safetensors"].sha256 == sha256
+
+
+def test_pages_say_what_they_may_load(stack: Stack) -> None:
+    for path in ("/", "/jobs/new", f"/jobs/job_{'0' * 24}"):
+        policy = httpx.get(stack.url + path).headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy
+
+
 def test_pages_are_read_without_scripts(browser: Browser, stack: Stack, client: Client, finished_job: str) -> None:
     with visiting(browser, stack.url, java_script_enabled=False) as context:
         page = context.new_page()
@@ -290,19 +371,31 @@ def test_logging_in_by_hand(browser: Browser, guarded: Stack, key_of: KeyOf) -> 
 def test_the_snippets_do_what_they_say(client: Client, stack: Stack, finished_job: str, tmp_path: Path) -> None:
     job = JobView.model_validate(asked(stack, f"/v1/jobs/{finished_job}"))
     files = [ArtifactView.model_validate(file) for file in asked(stack, job.urls.artifacts)["data"]]
-    snippets = {snippet.name: snippet for snippet in snippets_of(job, files, stack.url, with_key=False)}
+    figures = [figure["name"] for figure in client.report(finished_job)["figures"]]
+    ways = Snippets(stack.url, with_key=False)
+    snippets = {snippet.name: snippet for snippet in ways.of_job(job, ["republish", "delete"], figures, files)}
 
     def run(*command: str) -> str:
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     made = run(sys.executable, "-c", snippets["repeat"].python).strip()
-    assert client.job(made)["request"] == job.request
-    assert '"object":"job"' in run("bash", "-c", snippets["repeat"].curl)
-    for snippet in (snippets["follow"].python, snippets["download"].python):
-        run(sys.executable, "-c", snippet)
+    view = JobView.model_validate(asked(stack, f"/v1/jobs/{made}"))
+    assert view.request == job.request
+    [cancel] = [snippet for snippet in ways.of_job(view, ["pause", "cancel"], [], []) if snippet.name == "change"]
+    run("bash", "-c", cancel.curl)
+    assert ended(client, made).status == "canceled"
+    again = json.loads(run("bash", "-c", snippets["repeat"].curl))["id"]
+    for name in ("follow", "look", "report", "download"):
+        run(sys.executable, "-c", snippets[name].python)
+    assert "attempt 1" in run("bash", "-c", snippets["look"].curl)
+    assert '"conclusion"' in run("bash", "-c", f"set -e; {snippets['report'].curl}")
+    assert all((tmp_path / f"{name}.{kind}").stat().st_size > 1000 for name in figures for kind in ("svg", "png"))
+    for listed in (ways.of_list(None, "succeeded"), ways.of_list(finished_job, None)):
+        for said in (run(sys.executable, "-c", listed.python), run("bash", "-c", listed.curl)):
+            assert (finished_job in said) == ("succeeded" in listed.curl), listed
     assert "event: status" in run("bash", "-c", snippets["follow"].curl)
     assert "FAILED" not in run("bash", "-c", f"set -e; {snippets['download'].curl}")
     selected = job.result.selected if job.result else ""
     fetched = [path / selected / "model.safetensors" for path in (tmp_path, tmp_path / finished_job)]
     assert fetched[0].read_bytes() == fetched[1].read_bytes()
-    ended(client, made)
+    assert ended(client, again).status == "succeeded"

@@ -1,14 +1,20 @@
 """What pages are made of: figures as they are written, intervals as they are drawn, fields as the API takes them."""
 
-from typing import Any
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from app.dashboard.fields import data_fields, sections
 from app.dashboard.intervals import WIDTH, intervals
+from app.dashboard.pages import _templates
 from app.dashboard.shown import duration, points, size, when
 from app.jobs.schemas import EnhanceRequest
 
+NEEDED = {"output/hub": {"repo_id": "me/better"}, "webhook": {"url": "https://example.com/hook"}}
 INPUTS = {"model": {"hub": {"repo_id": "a/b"}}, "dataset": {"hub": {"repo_id": "a/d"}}}
 
 
@@ -67,8 +73,34 @@ def test_every_default_of_the_form_is_the_apis() -> None:
         for part in path:
             place = place.setdefault(part, {})
         place[last] = field.default
-        if field.name.startswith("/output/hub/"):
-            place["repo_id"] = "me/better"
+        needed = NEEDED.get("/".join(path), {})
+        place.update(needed)
         taken = EnhanceRequest.model_validate(request)
-        if not field.name.startswith("/output/hub/"):
+        if not needed:
             assert taken.model_dump() == EnhanceRequest.model_validate(INPUTS).model_dump(), field.name
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+def pointers(model: type[BaseModel], at: str = "") -> Iterator[str]:
+    """Of everything that a request may set; of a list of inputs, of its first."""
+    for name, info in model.model_fields.items():
+        inner = list(models_in(info.annotation))
+        place = f"{at}/{name}/0" if "tuple" in str(info.annotation) and inner else f"{at}/{name}"
+        if inner:
+            yield from pointers(inner[0], place)
+        else:
+            yield place
+
+
+def test_the_form_has_every_field_of_a_request() -> None:
+    page = _templates.get_template("new.html").render(
+        path="/jobs/new", access="open", tenant=None, sections=sections(), data_fields=data_fields
+    )
+    shown = {name for name in re.findall(r'data-field="([^"]+)"', page) if not re.match("/trajectory/[1-4]/", name)}
+    assert shown == set(pointers(EnhanceRequest)) - {"/forgetting/states"}  # it can be five alone

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from known_core.client import Client
 from known_core.stack import Stack
 from tests.conftest import QUICK, Inputs, ended
-from tests.dashboard.watching import log_in, visiting
+from tests.dashboard.watching import log_in, see_figures, visiting
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 MAX_BYTES = 200_000
@@ -28,7 +28,7 @@ def keep(tmp_path: Path) -> Callable[..., None]:
         page.evaluate("document.fonts.ready")
         taken = Image.open(BytesIO(page.screenshot(animations="disabled", **options)))
         path = folder / f"dashboard-{name}.png"
-        taken.quantize(128).save(path, optimize=True)
+        taken.quantize(256).save(path, optimize=True)
         assert path.stat().st_size < MAX_BYTES
 
     return screenshot
@@ -47,7 +47,11 @@ def test_a_finished_job(
         page = context.new_page()
         page.goto(f"/jobs/{job_id}")
         expect(page.locator("#forgetting canvas")).to_be_visible()
-        keep(page, "job", full_page=True, clip={"x": 0, "y": 0, "width": 1200, "height": 1420})
+        see_figures(page)
+        figures = page.locator("section", has=page.locator("#figures-title")).bounding_box()
+        assert figures is not None
+        height = figures["y"] + figures["height"] + 16
+        keep(page, "job", full_page=True, clip={"x": 0, "y": 0, "width": 1200, "height": height})
         page.goto("/jobs/new")
         keep(page, "new")
     with visiting(browser, stack.url, viewport=TELEPHONE, color_scheme="light") as context:

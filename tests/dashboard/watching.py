@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect
 
 _REPORT = """addEventListener("securitypolicyviolation",
     (event) => console.error(`policy: ${event.effectiveDirective} ${event.blockedURI} ${event.sample}`))"""
@@ -40,6 +40,15 @@ def visiting(browser: Browser, server: str, **options: Any) -> Iterator[BrowserC
     finally:
         context.close()
     assert wrong == []
+
+
+def see_figures(page: Page) -> None:
+    """Go to each of a report's figures, as they are fetched when they come into view, and wait until they are drawn."""
+    for figure in page.locator(".figures img").all():
+        figure.scroll_into_view_if_needed()
+        expect(figure).to_have_js_property("complete", True)
+        assert figure.evaluate("(image) => image.naturalWidth") > 0
+    page.evaluate("scrollTo(0, 0)")
 
 
 def log_in(context: BrowserContext, key: str) -> Page:

@@ -88,16 +88,18 @@ def model_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def data_files(folder: Path) -> dict[str, bytes]:
-    """Digits 0-4 as parquet with the class names in it, as the datasets library pushes it."""
+def data_files(folder: Path, label: str = "digit") -> dict[str, bytes]:
+    """Digits 0-4 as parquet with the class names in it, as the datasets library pushes it.
+
+    Args:
+        label: the column's name.
+    """
     folder.mkdir()
     digits = load_sample("digits").of_classes([0, 1, 2, 3, 4])
     order = np.random.default_rng(0).permutation(400)
-    features = datasets.Features(
-        {"img": datasets.Image(), "digit": datasets.ClassLabel(names=["0", "1", "2", "3", "4"])}
-    )
+    features = datasets.Features({"img": datasets.Image(), label: datasets.ClassLabel(names=["0", "1", "2", "3", "4"])})
     for name, part in (("train", order[:300]), ("test", order[300:])):
-        rows = {"img": [png(digits.images[i]) for i in part], "digit": [int(digits.labels[i]) for i in part]}
+        rows = {"img": [png(digits.images[i]) for i in part], label: [int(digits.labels[i]) for i in part]}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{name}-00000-of-00001.parquet"))
     return {f"data/{path.name}": path.read_bytes() for path in folder.iterdir()}
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import pickle
 import re
 import signal
@@ -281,6 +282,29 @@ def test_a_log_is_followed_while_it_grows(stack: Stack, client: Client, start_jo
     given = [line for line in client.follow_logs(job_id) if line.startswith("line ")]
     writer.join()
     assert given == lines
+
+
+@pytest.mark.slow
+def test_a_log_is_followed_over_a_restart(stack: Stack, client: Client, start_job: Callable[..., str]) -> None:
+    """The command ends with the job, though the API was killed and started again meanwhile."""
+    job_id = start_job(forgetting={"epochs_per_stage": 1000})
+    log = stack.logs.parent / "jobs" / job_id / "log.txt"
+    while not log.is_file() or not log.read_text():
+        time.sleep(0.05)
+    command = [sys.executable, "-m", "known_core", "jobs", "logs", job_id, "--follow", "--server", stack.url]
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert follower.stdout is not None
+    assert follower.stdout.readline() == "attempt 1\n"
+    os.kill(stack.pids()["api"], signal.SIGKILL)
+    with log.open("a") as stream:
+        stream.write("meanwhile\n")
+    time.sleep(2)
+    stack.restart("api")
+    stack._wait_until_ready()
+    client.cancel(job_id)
+    said = follower.communicate(timeout=60)[0]
+    assert follower.returncode == 0, said
+    assert said.count("meanwhile\n") == 1
 
 
 def test_a_report_shows_itself(client: Client, finished_job: str) -> None:

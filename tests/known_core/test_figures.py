@@ -169,6 +169,24 @@ def test_a_plane_without_loss_and_with_holes_is_drawn() -> None:
     assert render_svg(report, "landscape")
 
 
+def test_what_lies_where_a_state_does_shares_its_label() -> None:
+    report = sample_report()
+    points = report["plane"]["points"]
+    points["continued"] = dict(points["state 1"])
+    words = texts(render_svg(report, "landscape"))
+    assert "1 = continued" in words
+    assert not {"1", "continued"} & set(words)
+
+
+def test_accuracies_end_at_all() -> None:
+    report = sample_report()
+    report["forgetting_accuracy"] = [1.0, 1.0, 0.99, 0.98, 0.98]
+    for row in report["own_task"].values():
+        row["accuracy"] = 1.0
+    (figure,) = plot(report, "forgetting")
+    assert figure.axes[0].get_ylim()[1] == 100
+
+
 def test_a_deep_network_is_drawn_in_runs_of_layers() -> None:
     report = sample_report()
     tensors = report["weight_changes"]["tensors"]

@@ -4,6 +4,8 @@ const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 const HEIGHT = 232; // px; the box in known.css is 15rem
 const colour = (name) => getComputedStyle(document.querySelector(`.palette .${name}`)).color;
 
+const within = ([low, high]) => [Math.max(low, 0), Math.min(high, 100)]; // percent
+
 function axis(options) {
   const line = colour("line");
   return {
@@ -102,7 +104,7 @@ export class ForgettingChart extends Chart {
     const states = [...this.states.keys()].sort((a, b) => a - b);
     const accent = colour("accent");
     this.draw({
-      scales: { x: { time: false, range: [-0.25, 4.25] } },
+      scales: { x: { time: false, range: [-0.25, 4.25] }, y: { range: (_, low, high) => within(uPlot.rangeNum(low, high, 0.1, true)) } },
       cursor: { y: false },
       axes: [
         axis({ label: "state", labelSize: 18, size: 32, incrs: [1], values: (_, ticks) => ticks.map((tick) => (tick === 0 ? "given" : tick)) }),

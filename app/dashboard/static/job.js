@@ -54,7 +54,7 @@ const takes = {
     if (isNew) setNow(`${words(phase)} ${stage}`.trim(), step, total, left);
   },
   metric({ name, value, state, candidate, phase }, isNew) {
-    if (name === "accuracy" && state <= STATES) forgetting.add(state, value); // what comes after is a control's
+    if (name === "accuracy" && state <= STATES) forgetting.add(state, value); // jobs of before 2026-11-27 number controls on
     if (name === "accuracy" && candidate === "unchanged" && phase === "evaluating_before") forgetting.add(0, value);
     if (isNew) refresh();
   },
@@ -168,7 +168,7 @@ function republishing() {
   const repo = field("republish-repo").value.trim();
   const token = field("republish-token").value.trim();
   const body = {};
-  if (repo) body.hub = { repo_id: repo, create_pr: field("republish-pr").checked };
+  if (repo) body.hub = { repo_id: repo, private: field("republish-private").checked, create_pr: field("republish-pr").checked };
   if (field("republish-candidate").value) body.candidate = field("republish-candidate").value;
   return { body, headers: token ? { "X-Hub-Token": token } : {} };
 }
