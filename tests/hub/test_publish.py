@@ -14,12 +14,13 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from known_core import publish as publishing
+from known_core.card import draw_pictures
 from known_core.errors import KnownError
 from known_core.files import read_json, sha256_file
 from known_core.publish import Publication
 from known_core.report import render_markdown
 from known_core.spec import HubTarget
-from tests.artifacts import BASE_CARD, change_weights, write_artifacts
+from tests.artifacts import BASE_CARD, change_weights, drawn_once, write_artifacts
 from tests.hub.server import Fault, File, LocalHub, Repo
 
 # huggingface_hub's multipart upload uses an old parameter of its HTTP client
@@ -39,6 +40,7 @@ def artifacts(tmp_path: Path) -> Path:
 @pytest.fixture
 def publish(hub: LocalHub, client: Client, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Publish x4 as alice, with fields of the target changed; nobody waits between attempts."""
+    monkeypatch.setattr(publishing, "draw_pictures", drawn_once(draw_pictures))
     monkeypatch.setattr("known_core.hub.errors.WAITS_S", (0.0, 0.0))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
