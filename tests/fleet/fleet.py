@@ -53,11 +53,12 @@ class Fleet:
         self._celery.close()
 
     def join(self, name: str, app: str = STUB, **environment: str) -> None:
-        """Start a worker."""
+        """Start a worker. A stub needs nothing that takes long to import."""
+        preload = {"KNOWN_TRAINER_PRELOAD": str(app != STUB)}
         with (self._folder / f"{name}.log").open("ab") as log:
             self.workers[name] = subprocess.Popen(
                 [sys.executable, "-m", "celery", "--app", app, "worker", "--loglevel", "INFO", "--hostname", name],
-                env={**os.environ, **self._environment, **environment},
+                env={**os.environ, **preload, **self._environment, **environment},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
