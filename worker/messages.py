@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from known_core.errors import KnownError
+from known_core.errors import KnownError, ProcessDied
 
 _logger = logging.getLogger("known.job")
 TERMINAL = ("fetched", "result", "published", "error")
@@ -50,6 +50,9 @@ def reporting(events: int, work: Callable[[], Mapping[str, Any]]) -> int:
         last = work()
     except KnownError as error:
         send(events, error_message(error))
+        _log(error)
+        return 1
+    except ProcessDied as error:  # nor did the job fail here: without a last message it is started again
         _log(error)
         return 1
     except Exception as error:  # a bug: the job fails with its name, the log has the rest

@@ -35,6 +35,7 @@ from known_core.traces import Phases, flush, mark_failed, span
 from worker.carrier import Carrier, Errand
 from worker.isolation import confinement, hand_over, import_path, take_back
 from worker.lease import Lease
+from worker.machine import describe_machine
 from worker.messages import TERMINAL, error_message
 from worker.settings import WorkerSettings
 from worker.trainer import SPEC
@@ -215,7 +216,9 @@ class _Attempt:
             if fetched is None or fetched["type"] == "error":
                 return fetched
         with self._carrier.watching():
-            result = self._supervise("worker.trainer", log, reads=inputs, options=[job.needs.device])
+            options = [job.needs.device, str(self._settings.team_size), self._settings.team_sharding]
+            team = self._settings.has_teams(len(describe_machine()["gpus"]))
+            result = self._supervise("worker.trainer", log, reads=inputs, options=options, team=team)
         target = job.spec["output"].get("hub")
         if result is None or result["type"] == "error":
             return result
@@ -250,6 +253,7 @@ class _Attempt:
         reads: Iterable[Path] = (),
         writes: Iterable[Path] = (),
         options: Iterable[str] = (),
+        team: bool = False,
     ) -> dict[str, Any] | None:
         """Run one of our modules on the job's folder to its end, relaying its events.
 
@@ -257,6 +261,7 @@ class _Attempt:
             asked: given to it on standard input; it then has the network, and a token in what it reads.
             reads, writes: files and folders besides its own.
             options: the last words of its command.
+            team: whether it may start processes that talk to one another.
 
         Returns:
             Its last message, or None where it died or was stopped.
@@ -267,7 +272,15 @@ class _Attempt:
         try:
             command = [module, str(self._folder), str(write_end), *options]
             process = _start(
-                command, self._folder, self._settings, log, write_end, asked=asked, reads=reads, writes=writes
+                command,
+                self._folder,
+                self._settings,
+                log,
+                write_end,
+                asked=asked,
+                reads=reads,
+                writes=writes,
+                team=team,
             )
         finally:
             os.close(write_end)
@@ -439,12 +452,14 @@ def _start(
     asked: dict[str, Any] | None = None,
     reads: Iterable[Path] = (),
     writes: Iterable[Path] = (),
+    team: bool = False,
 ) -> "subprocess.Popen[bytes]":
     """A module of ours in a process of its own, with nothing of this one's environment but what it needs.
 
     Args:
         folder: the job's. Without ``asked`` the process can write in ``run`` below it only, which is then its user's.
         reads, writes: files and folders besides.
+        team: whether it may start processes that talk to one another.
     """
     sandboxed = asked is None
     home = folder / RUN if sandboxed else folder
@@ -452,7 +467,7 @@ def _start(
     temporary = home / TEMPORARY
     temporary.mkdir(parents=True, exist_ok=True)
     hypermodel = [Path(os.environ[name]) for name in ("KNOWN_HYPERMODEL",) if name in os.environ]
-    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed)
+    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed, team)
     if confined is not None and sandboxed:
         hand_over(home, confined.uid)
     process = subprocess.Popen(
