@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from known_core.team import Rank
 
 
 def check_shardable(network: Network, checkpoint: Checkpoint) -> None:
-    """Raises: KnownError ``shardingunsupported`` where FSDP2 cannot spread the network, or a name has no home."""
+    """Raises: KnownError ``sharding_unsupported`` where FSDP2 cannot spread the network, or a name has no home."""
     if network.library == "peft":
         raise unsupported("LoRA adapters are trained whole: their base model is not spread")
     model = _skeleton(network)
@@ -40,16 +41,28 @@ def check_shardable(network: Network, checkpoint: Checkpoint) -> None:
             raise unsupported(f"{name} is not a tensor of the checkpoint")
 
 
-def load_sharded(network: Network, checkpoint: Checkpoint, rank: Rank) -> nn.Module:
+@dataclass(frozen=True)
+class NewHead:
+    """A head for other labels: normal weights, as large as the config says for new ones (else 0.02), biases of zero."""
+
+    num_labels: int
+    seed: int
+
+
+def load_sharded(network: Network, checkpoint: Checkpoint, rank: Rank, head: NewHead | None = None) -> nn.Module:
     """The network with the checkpoint's weights, float32, each process's rows on its device.
 
     Every process of the team calls it.
 
+    Args:
+        head: in the place of the checkpoint's own.
+
     Raises:
-        KnownError: ``shardingunsupported``.
+        KnownError: ``sharding_unsupported``.
     """
     check_shardable(network, checkpoint)
-    model = _skeleton(network)
+    model = _skeleton(network, head.num_labels if head else None)
+    fresh = _fresh(network, model, head) if head else {}
     mesh = init_device_mesh(rank.device.type, (rank.count,))
     for module in _blocks(model):
         fully_shard(module, mesh=mesh)
@@ -58,8 +71,11 @@ def load_sharded(network: Network, checkpoint: Checkpoint, rank: Rank) -> nn.Mod
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         part = _Part.of(tensor, rank)
-        values = checkpoint.read_part(stored[name], part.begin, part.end).to(rank.device, tensor.dtype)
-        tensors[name] = part.placed(values, tensor)
+        if name in fresh:
+            values = fresh[name].reshape(-1)[part.begin : part.end].clone()
+        else:
+            values = checkpoint.read_part(stored[name], part.begin, part.end)
+        tensors[name] = part.placed(values.to(rank.device, tensor.dtype), tensor)
     model.load_state_dict(tensors, assign=True)
     _tie(model)
     for module in model.modules():
@@ -141,10 +157,22 @@ class _Part:
         )
 
 
-def _skeleton(network: Network) -> nn.Module:
+def _fresh(network: Network, model: nn.Module, head: NewHead) -> dict[str, Tensor]:
+    """The tensors of a new head by the model's names: those whose shape depends on the number of labels."""
+    others = {name: tensor.shape for name, tensor in _skeleton(network, head.num_labels + 1).state_dict().items()}
+    size = float(getattr(network.parsed, "initializer_range", None) or 0.02)
+    generator = torch.Generator().manual_seed(head.seed)
+    return {
+        name: torch.randn(tensor.shape, generator=generator) * (0.0 if tensor.ndim == 1 else size)
+        for name, tensor in model.state_dict().items()
+        if others.get(name) != tensor.shape
+    }
+
+
+def _skeleton(network: Network, num_labels: int | None = None) -> nn.Module:
     """The network, its parameters without data."""
     with init_empty_weights(include_buffers=False):
-        model = network.skeleton()
+        model = network.skeleton(num_labels)
     _tie(model)
     return model
 
@@ -187,6 +215,6 @@ def _stored_names(model: nn.Module, checkpoint: Checkpoint) -> Mapping[str, str]
 def unsupported(why: str) -> KnownError:
     """The error of a network that FSDP2 cannot train."""
     return KnownError(
-        "shardingunsupported", f"this network cannot be spread over GPUs: {why}",
+        "sharding_unsupported", f"this network cannot be spread over GPUs: {why}",
         "Run it on a GPU that holds it whole (KNOWN_TEAM_SHARDING=ddp), or give a LoRA adapter of it.",
     )  # fmt: skip

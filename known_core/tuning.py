@@ -144,8 +144,6 @@ def choose_team(
 
     if settings.precision == "float16":
         raise unsupported("float16 needs the gradients of all of it in one place; take bfloat16")
-    if task.task.new_head:
-        raise unsupported(f"the transfer probe of {task.task.name} gives it a new head")
     check_shardable(task.network, start)
     return Team(count, "fsdp"), None
 

@@ -132,6 +132,10 @@ class OpenTask:
         """The same, with a new head from the seed where the downstream labels are others."""
         if not self.task.new_head:
             return self.load(checkpoint)
+        if self._sharded is not None:
+            from known_core.sharding import NewHead, load_sharded
+
+            return load_sharded(self.network, checkpoint, self._sharded, NewHead(self._probe_classes, seed))
         return self.network.load_with_new_head(checkpoint, self._probe_classes, seed)
 
     def save(self, model: nn.Module, folder: Path, original: Checkpoint) -> None:

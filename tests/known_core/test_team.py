@@ -33,7 +33,7 @@ from known_core.tasks.opened import OpenTask
 from known_core.team import Rank, Team, TeamWish, count_processes
 from known_core.training import _SHARE, _Shares, fine_tune
 from known_core.tuning import choose_team
-from tests.known_core.tasks.tiny import save_gpt2, texts_alone
+from tests.known_core.tasks.tiny import save_bert, save_gpt2, texts_alone, texts_with_label
 
 CPU = torch.device("cpu")
 # Two processes add up the same numbers in another order, and AdamW divides by their square root: a gradient near zero
@@ -86,6 +86,9 @@ def train(model: nn.Module, dataset: Dataset[Any], rank: Rank | None = None, **c
     return losses
 
 
+WITHOUT_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # whose masks each process draws itself
+
+
 def gpt2(folder: Path) -> tuple[TransformersNetwork, Checkpoint]:
     network = TASKS["causal-lm"].network(read_json(folder / "config.json"))
     assert isinstance(network, TransformersNetwork)
@@ -122,7 +125,7 @@ def moved(start: dict[str, Tensor], one: dict[str, Tensor], other: dict[str, Ten
 
 def test_two_processes_give_the_states_of_one(tmp_path: Path) -> None:
     """Batches of 8 examples, in parts of 2 for each process; an epoch's last batch has 3."""
-    folder = save_gpt2(tmp_path / "model", n_layer=2)
+    folder = save_gpt2(tmp_path / "model", n_layer=2, **WITHOUT_DROPOUT)
     found, of_texts, held = Team(2, "ddp").run(both_ways, lambda: None, folder, tmp_path)
 
     alone, before = blobs_network(), blobs_network().state_dict()
@@ -205,7 +208,7 @@ def test_the_end_of_one_is_the_end_of_all(work: Callable[..., None], error: type
 
 def language_job(folder: Path) -> JobSpec:
     return JobSpec(
-        model=save_gpt2(folder / "model"),
+        model=save_gpt2(folder / "model", **WITHOUT_DROPOUT),
         dataset=texts_alone(folder / "texts.jsonl"),
         task="causal-lm",
         data=DataSettings(),
@@ -215,16 +218,27 @@ def language_job(folder: Path) -> JobSpec:
     )
 
 
+def classification_job(folder: Path) -> JobSpec:
+    """The probe has a new head, in the place of the checkpoint's."""
+    spec = language_job(folder)
+    without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = save_bert(folder / "bert", "BertForSequenceClassification", num_hidden_layers=2, **without_dropout)
+    data = texts_with_label(folder / "labelled.parquet")
+    return spec.model_copy(update={"model": model, "dataset": data, "task": "text-classification"})
+
+
 def states_of(job: Path) -> dict[str, dict[str, Tensor]]:
     found = sorted((job / "work").glob("*/state/model.safetensors"))
     return {path.parents[1].name.rsplit("-", 1)[0]: load_file(path) for path in found}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_a_job_by_two_processes_is_that_of_one(sharding: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("job", "sharding"), [(language_job, "ddp"), (language_job, "fsdp"), (classification_job, "fsdp")]
+)
+def test_a_job_by_two_processes_is_that_of_one(job: Callable[[Path], JobSpec], sharding: Any, tmp_path: Path) -> None:
     """All states to a tolerance, through the whole pipeline; a run whose process dies goes on after the last stage."""
-    spec = language_job(tmp_path)
+    spec = job(tmp_path)
     pipeline.run(spec, tmp_path / "one", lambda event: None)
     killed: list[int] = []
 
@@ -243,7 +257,8 @@ def test_a_job_by_two_processes_is_that_of_one(sharding: Any, tmp_path: Path) ->
     assert read_json(artifacts / "manifest.json")["trained_by"] == {"processes": 2, "sharding": sharding}
     one, two = states_of(tmp_path / "one"), states_of(tmp_path / "two")
     assert sorted(one) == sorted(two) == ["fan-0", "fan-1", "fan-2", "fan-3", "swa-0"]
-    start = load_file(tmp_path / "model" / "model.safetensors")
+    assert spec.model is not None
+    start = load_file(spec.model / "model.safetensors")
     distances = {name: moved({key: start[key] for key in one[name]}, one[name], two[name]) for name in one}
     assert max(distances.values()) < TOLERANCE, distances
 
@@ -304,7 +319,7 @@ def test_a_network_whose_tensors_are_not_the_checkpoint_s_is_not_spread(tmp_path
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="FSDP2 over GPUs needs two of them")
 def test_gpus_give_the_states_of_one_process(tmp_path: Path) -> None:
-    folder = save_gpt2(tmp_path / "model", n_layer=2)
+    folder = save_gpt2(tmp_path / "model", n_layer=2, **WITHOUT_DROPOUT)
     Team(2, "ddp").run(both_ways, lambda: None, folder, tmp_path)
     network, checkpoint = gpt2(folder)
     language = network.load(checkpoint)

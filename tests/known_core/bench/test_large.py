@@ -1,4 +1,4 @@
-"""The cost of large models on paper: its shapes are the models', its tables are the document's, more GPUs cost no more."""
+"""The cost of large models on paper: its shapes are the models', its tables are the document's."""
 
 from pathlib import Path
 
