@@ -86,7 +86,11 @@ def train(model: nn.Module, dataset: Dataset[Any], rank: Rank | None = None, **c
     return losses
 
 
-WITHOUT_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # whose masks each process draws itself
+WITHOUT_DROPOUT: dict[str, Any] = {
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}  # whose masks each process draws itself
 
 
 def gpt2(folder: Path) -> tuple[TransformersNetwork, Checkpoint]:
