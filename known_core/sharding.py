@@ -81,8 +81,6 @@ def load_sharded(network: Network, checkpoint: Checkpoint, rank: Rank, head: New
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(rank.device)
-    # transformers' Trainer: the model places itself and reduces its gradients, accelerate is to leave it as it is
-    model.is_distributed_loading_by_transformers = True  # type: ignore[assignment]
     return model.eval()
 
 

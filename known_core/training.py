@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -42,10 +42,22 @@ class _FiniteTrainer(Trainer):
 
     loss_sum: float = 0.0
 
-    def __init__(self, *args: Any, shares: "_Shares | None", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shares: "_Shares | None", spread: bool, **kwargs: Any) -> None:
+        self._spread = spread
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self._shares = shares
+        if spread:  # the network places itself and reduces its gradients: accelerate is to leave it as it is
+            self.is_distributed_loading_by_transformers = True
+            self.place_model_on_device = False
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self._spread:
+            super()._move_model_to_device(model, device)
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """Not at all: gradients that wait for the last part of a batch are whole in every process."""
+        return nullcontext()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if self._shares is None:
@@ -339,6 +351,7 @@ def fine_tune(
             data_collator=collate,
             callbacks=[_Average(average_last)] if average_last else [],
             shares=shares,
+            spread=rank is not None and rank.sharded,
         )
         if rank is not None:
             trainer.add_callback(_OwnNoise(rank))
