@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class _FiniteTrainer(Trainer):
         if not self._spread:
             super()._move_model_to_device(model, device)
 
-    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+    def _defer_fsdp_gradient_reduction(self) -> Any:
         """Not at all: gradients that wait for the last part of a batch are whole in every process."""
         return nullcontext()
 

@@ -1,10 +1,7 @@
 """Several processes that train one network: the states of one, from DDP and from FSDP2; what is refused; what dies."""
 
-import os
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +9,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from known_core import pipeline
 from known_core.checkpoint import Checkpoint
@@ -22,100 +17,22 @@ from known_core.errors import KnownError, ProcessDied
 from known_core.files import read_json
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.inputs import lay_out
-from known_core.models.registered import RegisteredNetwork, SmallCNN
-from known_core.models.transformers_models import TransformersNetwork
+from known_core.models.registered import RegisteredNetwork
 from known_core.nowcast import nowcast
-from known_core.sharding import check_shardable, load_sharded, save_sharded
+from known_core.sharding import check_shardable
 from known_core.spec import DataSettings, EvaluationSettings, ForgettingSettings, JobSpec, NowcastSettings
 from known_core.stage_work import Place
-from known_core.tasks import TASKS
 from known_core.tasks.opened import OpenTask
 from known_core.team import Rank, Team, TeamWish, count_processes
-from known_core.training import _SHARE, _Shares, fine_tune
+from known_core.training import _SHARE, _Shares
 from known_core.tuning import choose_team
+from tests.known_core.ranks import adds, dies, fails
 from tests.known_core.tasks.tiny import save_bert, save_gpt2, texts_alone, texts_with_label
+from tests.known_core.teamwork import CPU, Blobs, Texts, blobs_network, both_ways, gpt2, train
 
-CPU = torch.device("cpu")
-# Two processes add up the same numbers in another order, and AdamW divides by their square root: a gradient near zero
-# moves a weight by up to the learning rate each step, whichever its sign. So the tolerance is a part of what was moved.
-TOLERANCE = 0.02
-
-
-class Blobs(Dataset[dict[str, Tensor]]):
-    """Grey images, bright on the left or on the right; as many as fill no batch."""
-
-    def __init__(self, count: int = 43) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.labels = torch.arange(count) % 2
-        self.pixels = torch.randn(count, 1, 8, 8, generator=generator) * 0.3
-        self.pixels[self.labels == 1, :, :, :4] += 1.0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
-
-
-class Texts(Dataset[dict[str, Tensor]]):
-    """Rows of 12 tokens that count upwards."""
-
-    def __len__(self) -> int:
-        return 19
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        tokens = (torch.arange(12) + index) % 320
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
-
-
-def blobs_network() -> SmallCNN:
-    torch.manual_seed(0)
-    return SmallCNN(2, 1, 8, width=4, norm="none")
-
-
-def train(model: nn.Module, dataset: Dataset[Any], rank: Rank | None = None, **changes: Any) -> list[float]:
-    """The loss of each step."""
-    losses: list[float] = []
-    settings: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "average_last": 0.5}
-    settings |= {"precision": "float32"} | changes
-    device = CPU if rank is None else rank.device
-    fine_tune(
-        model, dataset, seed=3, device=device, rank=rank, on_step=lambda step, total, loss: losses.append(loss),
-        **settings,
-    )  # fmt: skip
-    return losses
-
-
-WITHOUT_DROPOUT: dict[str, Any] = {
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-}  # whose masks each process draws itself
-
-
-def gpt2(folder: Path) -> tuple[TransformersNetwork, Checkpoint]:
-    network = TASKS["causal-lm"].network(read_json(folder / "config.json"))
-    assert isinstance(network, TransformersNetwork)
-    return network, Checkpoint(folder)
-
-
-def both_ways(rank: Rank, folder: Path, out: Path) -> tuple[list[float], list[float], int]:
-    """In one process of two: a CNN that each has a copy of, then a language model that is spread over both.
-
-    Returns:
-        The losses of both, and how many numbers of the language model this process held.
-    """
-    model = blobs_network()
-    losses = train(model, Blobs(), rank, micro_batch_size=2)
-    if rank.leads:
-        torch.save(model.state_dict(), out / "ddp.pt")
-    network, checkpoint = gpt2(folder)
-    spread = replace(rank, sharded=True)
-    language = load_sharded(network, checkpoint, spread)
-    held = sum(weight.to_local().numel() for weight in language.parameters() if isinstance(weight, DTensor))
-    of_texts = train(language, Texts(), spread, micro_batch_size=2)
-    save_sharded(language, out / "state", checkpoint, spread)
-    return losses, of_texts, held
+# Of how far a training moved a tensor: two processes add up the same numbers in another order. Found: 2e-6 and 2e-5.
+TOLERANCE = 1e-3
+WITHOUT_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # each has its own masks
 
 
 def moved(start: dict[str, Tensor], one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -127,6 +44,15 @@ def moved(start: dict[str, Tensor], one: dict[str, Tensor], other: dict[str, Ten
     )
 
 
+def test_processes_work_together_and_one_tells() -> None:
+    told: list[Any] = []
+    total, threads = Team(2, "ddp").run(adds, lambda *message: told.append(message), 10.0)
+    assert total == 21.0
+    assert threads == max(1, torch.get_num_threads() // 2)
+    assert told == [("begun", 2)]
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_states_of_one(tmp_path: Path) -> None:
     """Batches of 8 examples, in parts of 2 for each process; an epoch's last batch has 3."""
     folder = save_gpt2(tmp_path / "model", n_layer=2, **WITHOUT_DROPOUT)
@@ -183,21 +109,6 @@ def test_parts_are_the_batches_of_one_process(count: int, micro: int, processes:
         batch = expected[begin : begin + 8]
         parts_of_it = -(-len(batch) // min(8, micro * processes))
         assert [weight[index] for index in batch] == pytest.approx([parts_of_it / len(batch)] * len(batch))
-
-
-def dies(rank: Rank, pids: Path) -> None:
-    (pids / str(rank.index)).write_text(str(os.getpid()))
-    torch.distributed.barrier()
-    if not rank.leads:
-        os.kill(os.getpid(), signal.SIGKILL)
-    torch.distributed.barrier()  # never comes to an end
-
-
-def fails(rank: Rank, pids: Path) -> None:
-    (pids / str(rank.index)).write_text(str(os.getpid()))
-    if not rank.leads:
-        raise KnownError("training_diverged", "as one of them says", "Lower it.")
-    torch.distributed.barrier()
 
 
 @pytest.mark.slow
