@@ -100,12 +100,12 @@ class Team:
                         on_message(*messages.get())
                     for future in done:
                         future.result()
-            except BaseException as error:
-                died = not isinstance(error, KnownError) and _was_killed(processes)
-                kill_pool(pool)  # the others wait for the one that failed
-                if died:
-                    raise ProcessDied(f"one of {self.processes} processes that trained together was killed") from error
-                raise
+            except Exception as error:
+                if isinstance(error, KnownError) or not _was_killed(processes):
+                    raise
+                raise ProcessDied(f"one of {self.processes} processes that trained together was killed") from error
+            finally:
+                kill_pool(pool)  # whoever waits: for one that failed, or, after one that was killed, for its lock
             return futures[0].result()
 
 
