@@ -69,4 +69,4 @@ def reporting(events: int, work: Callable[[], Mapping[str, Any]]) -> int:
 def _log(error: Exception) -> None:
     """A bug with its trace. On a full disk there is no log; what matters has been sent."""
     with suppress(OSError):
-        _logger.error("%s", error, exc_info=None if isinstance(error, KnownError) else error)
+        _logger.error("%s", error, exc_info=None if isinstance(error, KnownError | ProcessDied) else error)

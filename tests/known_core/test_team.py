@@ -148,6 +148,7 @@ def states_of(job: Path) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("job", "sharding"), [(language_job, "ddp"), (language_job, "fsdp"), (classification_job, "fsdp")]
 )

@@ -218,7 +218,7 @@ def test_a_worker_sees_the_gpus_that_it_may_use(tmp_path: Path, monkeypatch: pyt
 def test_a_gpu_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
     write_json(tmp_path / "spec.json", {})
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "worker.trainer", str(tmp_path), str(write_end), "cuda"]
+    command = [sys.executable, "-m", "worker.trainer", str(tmp_path), str(write_end), "cuda", "1", "auto"]
     ran = subprocess.run(command, pass_fds=[write_end], check=False, cwd=Path(__file__).parents[2])
     os.close(write_end)
     with os.fdopen(read_end) as events:

@@ -40,6 +40,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a trainer a network of its own")
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_job_whose_process_dies_goes_on(sharding: str, model: Path, tmp_path: Path) -> None:
