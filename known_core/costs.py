@@ -19,6 +19,7 @@ KINDS = (
 (attention), of convolutions of many, few (under 16) and single channels a group; bytes that all other operators touch,
 up to :data:`CACHED` and above."""
 CACHED = 1 << 21  # bytes
+FITS = 0.8  # of a GPU's memory may a training hold (:func:`training_bytes`) before its batch comes to it
 _FREE = frozenset({  # they make another view of the same bytes, or look at nothing but shapes
     "view", "_unsafe_view", "_reshape_alias", "as_strided", "expand", "permute", "transpose", "t", "unsqueeze",
     "squeeze", "slice", "select", "detach", "alias", "split", "unbind", "chunk", "diagonal", "unfold",
@@ -69,6 +70,12 @@ class Costs:
             total[1] += kind in ("convolution", "narrow", "depthwise")
             total[KINDS.index(kind)] += amount
         return total
+
+
+def training_bytes(parameters: int, trained: int) -> int:
+    """What one training holds of a network, in float32, whatever the batch: its weights, and of those that are trained
+    gradients, AdamW's two means, and the running mean."""
+    return 4 * (parameters + 4 * trained)
 
 
 class Uncountable(Exception):

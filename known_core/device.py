@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.optimize import nnls
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 import known_core
 from known_core.costs import KINDS, Costs, count
@@ -31,7 +30,7 @@ from known_core.files import fsync_directory
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.networks import build_network, build_text_network
 from known_core.nowcast import predict_tensor
-from known_core.training import default_device, fine_tune
+from known_core.training import RunningMean, default_device, fine_tune
 
 _REFERENCES = (  # architecture, width, side in pixels or tokens, batch sizes: operators of every kind, few and many
     ("cnn-batch", 4, 8, (8, 64)), ("cnn-batch", 16, 28, (8,)), ("cnn-plain", 32, 32, (16,)),
@@ -253,11 +252,11 @@ def _measure_optimizer(device: torch.device) -> dict[str, float]:
         return step
 
     many, large = parameters(60, 64), parameters(4, 1 << 20)
-    averages = [AveragedModel(network) for network in (many, large)]
+    averages = [RunningMean(network) for network in (many, large)]
     tensor = _best(step_of(many), device) / 60
     weight = max(0.0, _best(step_of(large), device) - 4 * tensor) / (4 << 20)
-    mean_tensor = _best(lambda: averages[0].update_parameters(many), device) / 60
-    mean_weight = max(0.0, _best(lambda: averages[1].update_parameters(large), device) - 4 * mean_tensor) / (4 << 20)
+    mean_tensor = _best(lambda: averages[0].update(), device) / 60
+    mean_weight = max(0.0, _best(lambda: averages[1].update(), device) - 4 * mean_tensor) / (4 << 20)
     return {"tensor": tensor, "weight": weight, "mean_tensor": mean_tensor, "mean_weight": mean_weight}
 
 

@@ -40,6 +40,10 @@ class KnownError(Exception):
         return self
 
 
+class ProcessDied(Exception):
+    """A process that did a part of the work was killed. Nothing is wrong with the work: it can be done again."""
+
+
 def disk_full(folder: Path) -> KnownError:
     return KnownError(
         "disk_full", f"no space is left below {folder}", "Free space and run it again: it goes on where it was.",

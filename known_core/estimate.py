@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from known_core.checkpoint.reader import stored_shapes
-from known_core.costs import Uncountable
+from known_core.costs import Uncountable, training_bytes
 from known_core.device import Device
 from known_core.errors import KnownError
 from known_core.evaluation import MAX_VALIDATION, PROBE_BATCH
@@ -286,7 +286,7 @@ class _Job:
         kept = costs.saved * max(sizes)
         if self._forgetting.gradient_checkpointing:
             kept /= math.sqrt(max(1, costs.tensors / 10))
-        return 4 * (2 * costs.parameters + 3 * costs.trained) + kept
+        return training_bytes(costs.parameters, costs.trained) + kept
 
     def _memory(self, *, on_host: bool) -> float:
         parts = (self._work.d0, self._work.evaluation, self._work.pool, self._work.test)

@@ -11,6 +11,7 @@ from known_core.checkpoint import Checkpoint
 from known_core.comparison import ProbeResult
 from known_core.spec import EvaluationSettings
 from known_core.tasks.opened import OpenTask
+from known_core.team import Rank
 from known_core.training import fine_tune
 
 _SELECTION_SEED = 1_000_000  # never one of the seeds that report
@@ -34,6 +35,7 @@ def transfer_probe(
     *,
     micro_batch_size: int | None = None,
     gradient_checkpointing: bool = False,
+    rank: Rank | None = None,
 ) -> ProbeResult:
     """Fine-tune a candidate on few downstream examples, over seeds; measure accuracy on the downstream test examples.
 
@@ -43,7 +45,7 @@ def transfer_probe(
     Args:
         seed: the job's; run k uses ``seed + k``.
         on_run: called after each fine-tuning.
-        micro_batch_size, gradient_checkpointing: as for :func:`~known_core.training.fine_tune`.
+        micro_batch_size, gradient_checkpointing, rank: as for :func:`~known_core.training.fine_tune`.
     """
 
     def run(run_seed: int, learning_rate: float, validate: bool) -> float:
@@ -60,6 +62,7 @@ def transfer_probe(
             collate=task.collate(training=True),
             micro_batch_size=micro_batch_size,
             gradient_checkpointing=gradient_checkpointing,
+            rank=rank,
         )
         held_out = Subset(task.probe_pool.items, rest[:MAX_VALIDATION].tolist())
         items = held_out if validate else task.probe_test.items

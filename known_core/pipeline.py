@@ -13,24 +13,23 @@ import tempfile
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from known_core import evaluation
 from known_core.baselines import Continued, MatchedShrink, Mean
-from known_core.calibration import has_batch_norm, recalibrate
 from known_core.changes import weight_changes
 from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.comparison import UNCHANGED, ProbeResult, compare, most_gained, select
 from known_core.errors import KnownError, disk_full
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
-from known_core.forgetting import FAN_AVERAGED, Design, Indices, nested_subsets, subset_hash
+from known_core.forgetting import Design, Indices, nested_subsets, subset_hash
 from known_core.hypermodel import HyperModel
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.inputs import (
@@ -38,9 +37,7 @@ from known_core.inputs import (
     file_names,
     inspect_inputs,
     lay_out,
-    open_laid_out,
     open_sources,
-    resolve_task,
 )
 from known_core.landscape import loss_surface
 from known_core.manifest import processor, write_manifest
@@ -50,15 +47,18 @@ from known_core.plane import Plane, find_plane
 from known_core.report import build_report, describe_trajectory, render_markdown
 from known_core.report.build import delivered_of_trajectory
 from known_core.spec import Control, ForgettingSettings, JobSpec, candidate_names, paths_of
+from known_core.stage_work import Place, Training, measure, measure_in_team, recalibrate_on_d0, train, train_in_team
 from known_core.stages import Stages
 from known_core.tasks.base import Scores
 from known_core.tasks.opened import OpenTask
-from known_core.training import default_device, fine_tune, thinned
-from known_core.tuning import fit_to_memory, less_memory, probe_micro_batch, with_defaults
+from known_core.team import Team, TeamWish
+from known_core.training import default_device
+from known_core.tuning import choose_team, fit_to_memory, less_memory, probe_micro_batch, untried, with_defaults
 
 _LESS_MEMORY = "less-memory"
 _TRAINS = ("evaluating_before", "forgetting", "evaluating_after")  # phases that hold micro batches in memory
 _NO_SPACE = os.strerror(errno.ENOSPC)
+_ALONE = TeamWish()
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
 
 
@@ -82,7 +82,9 @@ def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
     return inspect_inputs(spec, open_sources(spec) if sources is None else sources)
 
 
-def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None = None) -> Path:
+def run(
+    spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None = None, wish: TeamWish = _ALONE
+) -> Path:
     """Run a job, or the rest of it.
 
     Args:
@@ -90,17 +92,19 @@ def run(spec: JobSpec, folder: Path, emit: Emit, facts: Mapping[str, Any] | None
         folder: the job's own; ``work`` and ``artifacts`` are made below it.
         emit: takes each event.
         facts: more of what the manifest says of the run; nothing of the result depends on them.
+        wish: how many processes train its stages together.
 
     Returns:
         The artifacts folder: every candidate, report.json, report.md, report.html and manifest.json.
 
     Raises:
         KnownError: what the inputs or the training did wrong.
+        ProcessDied: where one of several processes that trained together was killed; run it again.
     """
     with said_clearly(folder):
         summary = inspect(spec)
         emit({"type": "status", "status": "running"})
-        return _Run(spec, folder, Reporter(emit), summary, facts or {}).run()
+        return _Run(spec, folder, Reporter(emit), summary, facts or {}, wish).run()
 
 
 @contextmanager
@@ -170,8 +174,11 @@ def help_run(folder: Path, turn: int, helpers: int) -> int:
     )
 
 
-Training = Design | Literal["swa"]
-_TRAINED_FOR: dict[Control, Training] = {"continued": "fan", "swa": "swa"}  # controls that need a training of their own
+Trajectory = Design | Literal["swa"]
+_TRAINED_FOR: dict[Control, Trajectory] = {
+    "continued": "fan",
+    "swa": "swa",
+}  # controls that need a training of their own
 _CONTROL_OF = {training: control for control, training in _TRAINED_FOR.items()}
 _READS_TRAJECTORIES = "known-paper"  # states that a user brings are a chain, as the paper's
 
@@ -201,16 +208,19 @@ def hypermodel_of(spec: JobSpec) -> Path:
 
 class _Run:
     def __init__(
-        self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any], facts: Mapping[str, Any]
-    ) -> None:
+        self, spec: JobSpec, folder: Path, reporter: Reporter, summary: dict[str, Any], facts: Mapping[str, Any],
+        wish: TeamWish,
+    ) -> None:  # fmt: skip
         self._spec, self._folder, self._reporter, self._summary = spec, folder, reporter, summary
-        self._facts = facts
+        self._facts, self._wish = facts, wish
         self._stages = Stages(folder / "work")
         self._device = default_device()
         self._names = candidates_of(spec)
         self._hypermodel = hypermodel_of(spec)
         self._known = load_hypermodel(self._hypermodel, self._device)
         self._subsets: list[Indices] = []
+        self._team: Team | None = None  # that trains the stages; None: this process alone
+        self._why_alone: str | None = None  # although more were asked for
         self._ran_out: list[dict[str, Any]] = []  # what memory ran out with, for the manifest
 
     def run(self) -> Path:
@@ -222,15 +232,14 @@ class _Run:
             states = [Checkpoint(laid_out / f"state-{index}") for index in range(len(self._spec.trajectory))]
             self._package_trajectory(states, self._nowcast({self._known.design: states}), artifacts)
             return artifacts
-        sources = open_laid_out(laid_out)
-        kind = resolve_task(self._spec.model_copy(update={"config": None}), sources)
-        task = OpenTask(kind, self._spec, laid_out, self._folder / "cache")
-        original = Checkpoint(laid_out / "model")
+        self._place = Place(self._spec, self._folder, laid_out)
+        original = self._place.original
         original.check_finite()
-        drawn = {"inputs": laid_out.name, "holdout": self._spec.evaluation.holdout, "seed": self._spec.forgetting.seed}
-        task.prepare(original, lambda work: self._stages.run("head", drawn, work), self._device)
+        task = self._place.open(self._device)
         asked = self._spec.forgetting
-        self._spec = self._with_settings(with_defaults(self._spec, task, self._device), task, original)
+        self._spec = with_defaults(self._spec, task, self._device)
+        self._choose_team(task, original)
+        self._spec = self._with_settings(self._spec, task, original)
         while True:
             try:
                 return self._enhance(task, original, laid_out, artifacts)
@@ -240,6 +249,24 @@ class _Run:
                 said = str(error)
             free_memory()
             self._use_less_memory(task, original, asked, said)
+
+    def _choose_team(self, task: OpenTask, original: Checkpoint) -> None:
+        """Decide in how many processes the stages are trained, and whether the network is spread over them."""
+        forgetting = self._spec.forgetting
+        self._subsets = nested_subsets(task.d0.labels, forgetting.rate, forgetting.states, forgetting.seed)
+        trained = self._subsets[1:] if self._known.design == "chain" else self._subsets[:-1]
+        self._team, self._why_alone = choose_team(
+            self._wish, task, original, forgetting, len(trained[-1]), self._device
+        )
+        if self._team is not None and self._team.sharding == "fsdp":
+            landscape = self._spec.evaluation.landscape.model_copy(update={"points": 0})  # no process holds the network
+            evaluated = self._spec.evaluation.model_copy(update={"landscape": landscape})
+            self._spec = self._spec.model_copy(update={"evaluation": evaluated})
+
+    @property
+    def _spread(self) -> Team | None:
+        """Those that each hold a part of the network; None where one process can hold it."""
+        return self._team if self._team is not None and self._team.sharding == "fsdp" else None
 
     def _enhance(self, task: OpenTask, original: Checkpoint, laid_out: Path, artifacts: Path) -> Path:
         before = self._evaluate(task, {UNCHANGED: original}, "evaluating_before")
@@ -262,7 +289,9 @@ class _Run:
         """What a trial finds is a stage of its own, so that a job that goes on goes on with it."""
 
         def work(out: Path) -> None:
-            write_json(out / "settings.json", fit_to_memory(task, original, spec.forgetting, self._device))
+            spread = self._spread is not None  # then nobody can try; where memory runs out, half as many are next
+            found = untried(spec.forgetting) if spread else fit_to_memory(task, original, spec.forgetting, self._device)
+            write_json(out / "settings.json", found)
 
         facts = {"inputs": original.path.parent.name, "forgetting": spec.forgetting.model_dump(mode="json")}
         found = read_json(self._stages.run("settings", facts, work) / "settings.json")
@@ -307,12 +336,14 @@ class _Run:
         for index, (name, checkpoint) in enumerate(candidates.items()):
 
             def work(out: Path, checkpoint: Checkpoint = checkpoint) -> None:
-                scores = task.score(task.load(checkpoint), task.evaluation.items, self._device)
-                probe = evaluation.transfer_probe(
-                    task, checkpoint, settings, forgetting.seed, self._device, on_run, **memory
-                )
-                write_json(out / "scores.json", {"correct": scores.correct.tolist(), "loss": scores.loss.tolist()})
-                write_json(out / "probe.json", vars(probe))
+                if self._spread is None:
+                    measure(
+                        task, checkpoint.path, out, settings, forgetting.seed, self._device, on_run, memory
+                    )  # fmt: skip
+                else:
+                    self._spread.run(
+                        measure_in_team, on_run, self._place, checkpoint.path, out, settings, forgetting.seed, memory
+                    )
 
             inputs = {
                 "candidate": checkpoint.path.parent.name,
@@ -326,17 +357,16 @@ class _Run:
             self._reporter.metric("accuracy", float(accuracy), candidate=name)
         return results
 
-    def _forget(self, task: OpenTask, original: Checkpoint, laid_out: Path) -> dict[Training, list[Checkpoint]]:
+    def _forget(self, task: OpenTask, original: Checkpoint, laid_out: Path) -> dict[Trajectory, list[Checkpoint]]:
         """The states of each training that a candidate needs, Θ_0 first."""
         settings = self._spec.forgetting
-        self._subsets = nested_subsets(task.d0.labels, settings.rate, settings.states, settings.seed)
         self._state_accuracy: list[float] = []
         self._losses: list[dict[str, Any]] = []
-        stages: list[tuple[Training, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
+        stages: list[tuple[Trajectory, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
         for control, training in _TRAINED_FOR.items():
             if control in self._spec.nowcast.controls and (training, 0) not in stages:
                 stages.append((training, 0))
-        states: dict[Training, list[Checkpoint]] = {"chain": [original], "fan": [original], "swa": [original]}
+        states: dict[Trajectory, list[Checkpoint]] = {"chain": [original], "fan": [original], "swa": [original]}
         previous = laid_out.name
         for index, (training, stage) in enumerate(stages):
             is_state = training == self._known.design
@@ -355,58 +385,33 @@ class _Run:
                 self._state_accuracy.append(accuracy)
         return states
 
-    def _train_on(self, task: OpenTask, training: Training, stage: int, start: Checkpoint, start_key: str) -> Path:
+    def _train_on(self, task: OpenTask, training: Trajectory, stage: int, start: Checkpoint, start_key: str) -> Path:
         """One stage: Θ_(stage+1) of a chain from the state before it; Φ_stage of a fan, or all of swa, from Θ_0."""
         settings = self._spec.forgetting
-        learning_rate, batch_size, precision = settings.learning_rate, settings.batch_size, settings.precision
-        assert learning_rate is not None
-        assert batch_size is not None
-        assert precision != "auto"
         subset = self._subset(training, stage)
         fan_cost = sum(settings.rate**index for index in range(settings.states - 1))
-        epochs = settings.epochs_per_stage * (fan_cost if training == "swa" else 1)
-
-        losses: list[float] = []
-
-        def on_step(step: int, total: int, loss: float) -> None:
-            losses.append(loss)
-            self._reporter.step(step, total, loss)
+        epochs = round(settings.epochs_per_stage * (fan_cost if training == "swa" else 1))
+        seed, averaged = settings.seed + stage + 1, training != "chain"
+        todo = Training(start.path, subset.tolist(), epochs, seed, averaged, settings)
 
         def work(out: Path) -> None:
-            model = task.load(start)
-            mean = fine_tune(
-                model,
-                torch.utils.data.Subset(task.d0.items, subset.tolist()),
-                epochs=round(epochs),
-                learning_rate=learning_rate,
-                batch_size=batch_size,
-                seed=settings.seed + stage + 1,
-                device=self._device,
-                collate=task.collate(training=True),
-                precision=precision,
-                micro_batch_size=settings.micro_batch_size,
-                gradient_checkpointing=bool(settings.gradient_checkpointing),
-                average_last=0.0 if training == "chain" else FAN_AVERAGED,
-                on_step=on_step,
-            )
-            if training != "chain" and has_batch_norm(model):  # an averaged network's statistics are its own
-                self._recalibrate(model, task)
-            task.save(model.cpu(), out / "state", start)
-            scores = task.score(model, task.evaluation.items, self._device)
-            accuracy = float(scores.correct.mean())
-            write_json(out / "metrics.json", {"loss": mean, "accuracy": accuracy, "curve": thinned(losses)})
+            if self._team is None:
+                train(task, todo, out, self._device, self._reporter.step)
+            else:
+                free_memory()
+                self._team.run(train_in_team, self._reporter.step, self._place, todo, out)
 
         inputs = {"start": start_key, "subset": subset_hash(subset), "settings": settings.model_dump(mode="json")}
         return self._stages.run(f"{training}-{stage}", inputs, work)
 
-    def _subset(self, training: Training, stage: int) -> Indices:
+    def _subset(self, training: Trajectory, stage: int) -> Indices:
         return self._subsets[stage + 1 if training == "chain" else stage]
 
-    def _nowcast(self, trained: dict[Training, list[Checkpoint]]) -> Path:
+    def _nowcast(self, trained: dict[Trajectory, list[Checkpoint]]) -> Path:
         self._reporter.phase("nowcasting")
         settings, rate, shard_size = self._spec.nowcast, self._spec.forgetting.rate, self._spec.output.max_shard_size
         design = self._known.design
-        controls: dict[Control, tuple[HyperModel, Training]] = {
+        controls: dict[Control, tuple[HyperModel, Trajectory]] = {
             "continued": (Continued(), "fan"),
             "swa": (Continued(), "swa"),
             "mean": (Mean(design), design),
@@ -467,9 +472,9 @@ class _Run:
         def work(out: Path) -> None:
             for index, name in enumerate(self._names):
                 checkpoint = Checkpoint(predicted / name)
-                model = task.load(checkpoint).to(self._device)
-                if has_batch_norm(model):
-                    self._recalibrate(model, task)
+                if task.has_batch_norm:
+                    model = task.load(checkpoint).to(self._device)
+                    recalibrate_on_d0(task, model, self._spec.forgetting, self._device)
                     _write_with_statistics(checkpoint, model.cpu(), task, out / name)
                 else:
                     _link_tree(checkpoint.path, out / name)
@@ -478,10 +483,6 @@ class _Run:
 
         folder = self._stages.run("calibration", {"predicted": predicted.name}, work)
         return {name: Checkpoint(folder / name) for name in self._names}
-
-    def _recalibrate(self, model: nn.Module, task: OpenTask) -> None:
-        """In smaller batches where memory runs out: their statistics are a little noisier, their mean is the same."""
-        halving(self._spec.forgetting.batch_size or 1, lambda size: recalibrate(model, task.inputs(self._device, size)))
 
     def _shown(self, results: dict[str, Path]) -> str:
         """The candidate whose weight changes are shown: what is delivered, or what gained most where nothing is."""
@@ -609,6 +610,7 @@ class _Run:
                 "hypermodel": report["hypermodel"],
                 "subsets": [{"examples": len(subset), "sha256": subset_hash(subset)} for subset in self._subsets],
                 "ran_out_of_memory": self._ran_out,
+                "trained_by": self._trained_by(),
                 "seconds": self._stages.seconds | {"packaging": time.monotonic() - begun},
                 "device": str(self._device),
                 "processor": processor(self._device),
@@ -616,6 +618,11 @@ class _Run:
                 **self._facts,
             },
         )
+
+    def _trained_by(self) -> dict[str, Any]:
+        if self._team is not None:
+            return asdict(self._team)
+        return {"processes": 1, "sharding": None, **({"because": self._why_alone} if self._why_alone else {})}
 
     def _hypermodel_facts(self) -> dict[str, str]:
         sha256 = sha256_file(self._hypermodel)

@@ -70,10 +70,15 @@ class JobManifest(BaseModel):
     device: str
     engine: str
     processor: str
+    trained_by: dict[str, Any] = {"processes": 1}
 
     def stack(self) -> dict[str, str | None]:
         """Everything besides the inputs that bytes depend on."""
-        return {**self.versions, "device": self.device, "processor": self.processor, "engine": self.engine}
+        processes = str(self.trained_by.get("processes"))
+        return {
+            **self.versions, "device": self.device, "processor": self.processor, "engine": self.engine,
+            "processes": processes,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from known_core.errors import KnownError
 from known_core.hypermodel import HyperModel, KindNetworks
 from known_core.kernels.choice import choose_engine
 from known_core.kinds import Kind
-from known_core.processes import die_with_parent, keep_memory
+from known_core.processes import die_with_parent, keep_memory, kill_pool
 from known_core.streams import Behind, ahead
 
 TILE = 1 << 20  # weights predicted together
@@ -189,9 +189,7 @@ def _write_in_processes(work: ShardWork, files: Sequence[str], workers: int, on_
                 for future in done:
                     future.result()
         except BaseException:
-            for process in list(pool._processes.values()):
-                process.terminate()  # what it has under way will be written again
-            pool.shutdown(cancel_futures=True)
+            kill_pool(pool)  # what it has under way will be written again
             raise
 
 

@@ -1,17 +1,20 @@
 """One stage of fine-tuning, on transformers' Trainer."""
 
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import transformers
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Dataset
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import get_swa_avg_fn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -22,6 +25,7 @@ from transformers import (
 )
 
 from known_core.errors import KnownError
+from known_core.team import Rank
 
 OnStep = Callable[[int, int, float], None]  # steps done, steps in all, the last one's loss
 LrSchedule = str
@@ -38,9 +42,33 @@ class _FiniteTrainer(Trainer):
 
     loss_sum: float = 0.0
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shares: "_Shares | None", spread: bool, **kwargs: Any) -> None:
+        self._spread = spread
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
+        self._shares = shares
+        if spread:  # the network places itself and reduces its gradients: accelerate is to leave it as it is
+            self.is_distributed_loading_by_transformers = True
+            self.place_model_on_device = False
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self._spread:
+            super()._move_model_to_device(model, device)
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """Not at all: gradients that wait for the last part of a batch are whole in every process."""
+        return nullcontext()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if self._shares is None:
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        return DataLoader(self._shares, batch_size=None, pin_memory=self.args.dataloader_pin_memory)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        weight = inputs.pop(_SHARE, None)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss if weight is None else loss * weight
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -49,6 +77,66 @@ class _FiniteTrainer(Trainer):
             raise _diverged("loss", self.state.global_step, self.args.learning_rate)
         self.loss_sum += value  # of micro batches it is their share of the step's
         return loss
+
+    def loss_of_all(self, loss: float) -> float:
+        """The mean over the processes that train together."""
+        if self._shares is None:
+            return loss
+        total = torch.tensor(loss, dtype=torch.float64, device=self.args.device)
+        dist.all_reduce(total)
+        return float(total) / dist.get_world_size()
+
+
+_SHARE = "share_of_the_batch"
+
+
+class _Shares(IterableDataset[dict[str, Any]]):
+    """What one process trains on: its part of every batch, in the order in which a single process takes them.
+
+    The mean loss of a part counts by its examples, so that what all parts of a batch add up to is the mean over the
+    batch, also over the few examples of an epoch's last one. A process that has none computes on one, for nothing.
+
+    Args:
+        dataset: items, the same in all processes.
+        batch_size: examples of a step, of all processes together.
+        micro: examples that one process holds at once, at most.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        batch_size: int,
+        micro: int,
+        seed: int,
+        rank: Rank,
+    ) -> None:
+        self._dataset, self._collate, self._batch_size, self._rank = dataset, collate, batch_size, rank
+        self._together = min(batch_size, micro * rank.count)
+        self._order = SeedableRandomSampler(dataset, data_seed=seed)
+
+    @property
+    def parts(self) -> int:
+        """Into how many a batch is cut, one after the other."""
+        return self._parts(self._batch_size)
+
+    def _parts(self, examples: int) -> int:
+        return -(-examples // self._together)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self._dataset), self._batch_size)
+        return full * self.parts + self._parts(rest)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        order = list(self._order)
+        for begin in range(0, len(order), self._batch_size):
+            batch = order[begin : begin + self._batch_size]
+            parts = self._parts(len(batch))
+            for part in np.array_split(batch, parts):
+                own = np.array_split(part, self._rank.count)[self._rank.index].tolist()
+                items = [self._dataset[index] for index in own or batch[:1]]
+                # Trainer divides by the parts, and the mean over the processes by their number
+                yield {**self._collate(items), _SHARE: len(own) * self._rank.count * parts / len(batch)}
 
 
 class _Watch(TrainerCallback):
@@ -62,12 +150,47 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+        if not torch.isfinite(_whole(nn.utils.get_total_norm(gradients))):
             raise _diverged("gradient", state.global_step, args.learning_rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss, self._before = self._trainer.loss_sum - self._before, self._trainer.loss_sum
-        self._on_step(state.global_step, state.max_steps, loss)
+        self._on_step(state.global_step, state.max_steps, self._trainer.loss_of_all(loss))
+
+
+class RunningMean:
+    """The mean of a network's trained weights over several moments; of one that is spread, of this process's part.
+
+    Args:
+        model: its weights now count as the first moment.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = [_local(weight) for weight in model.parameters() if weight.requires_grad]
+        self._means = [weight.clone() for weight in self._weights]
+        self._moments = 1
+        self._average = get_swa_avg_fn()  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """Count the weights as they are now."""
+        for mean, weight in zip(self._means, self._weights, strict=True):
+            mean.copy_(self._average(mean, weight, self._moments))
+        self._moments += 1
+
+    def apply(self) -> None:
+        """Give the network the mean for its weights."""
+        for mean, weight in zip(self._means, self._weights, strict=True):
+            weight.copy_(mean)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process has of it, without gradient; the same memory."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.detach()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class _Average(TrainerCallback):
@@ -75,16 +198,29 @@ class _Average(TrainerCallback):
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._mean: AveragedModel | None = None
+        self._mean: RunningMean | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step > (1 - self._share) * state.max_steps:
-            self._mean = self._mean or AveragedModel(kwargs["model"])
-            self._mean.update_parameters(kwargs["model"])
+            if self._mean is None:
+                self._mean = RunningMean(kwargs["model"])
+            else:
+                self._mean.update()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         assert self._mean is not None
-        kw["model"].load_state_dict(self._mean.module.state_dict())
+        self._mean.apply()
+
+
+class _OwnNoise(TrainerCallback):
+    """Dropout of its own in each process; the first one's is that of a single process."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if not self._rank.leads:
+            torch.manual_seed(args.seed + 1_000_003 * self._rank.index)
 
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -149,6 +285,7 @@ def fine_tune(
     micro_batch_size: int | None = None,
     gradient_checkpointing: bool = False,
     on_step: OnStep = lambda step, total, loss: None,
+    rank: Rank | None = None,
 ) -> float:
     """Fine-tune ``model`` in place, without weight decay, gradient norm clipped at 1.
 
@@ -165,6 +302,9 @@ def fine_tune(
             up the batch are added up.
         gradient_checkpointing: recompute activations instead of keeping them.
         on_step: called after each optimiser step, with the mean loss of its batch.
+        rank: where this process trains with others, all of which call this: it takes its part of every batch. Each
+            has the whole network (DDP), or a part that :func:`known_core.sharding.load_sharded` gave it (FSDP2).
+            ``micro_batch_size`` is then of each process.
 
     Returns:
         The mean training loss.
@@ -175,6 +315,9 @@ def fine_tune(
     on_cuda = device.type == "cuda"
     precision = precision or ("bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32")
     micro = largest_part(batch_size, micro_batch_size or batch_size)
+    shares = None
+    if rank is not None:
+        shares = _Shares(dataset, collate, batch_size, micro_batch_size or batch_size, seed, rank)
     if gradient_checkpointing:
         enable_checkpointing(model)
     with tempfile.TemporaryDirectory() as unused:
@@ -184,7 +327,7 @@ def fine_tune(
             learning_rate=learning_rate,
             lr_scheduler_type=schedule,
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=batch_size // micro,
+            gradient_accumulation_steps=batch_size // micro if shares is None else shares.parts,
             weight_decay=0.0,
             optim=optimizer,
             seed=seed,
@@ -198,13 +341,20 @@ def fine_tune(
             report_to="none",
             disable_tqdm=True,
         )
+        if rank is None:
+            arguments.device  # noqa: B018 - finds the GPUs that there are
+            arguments._n_gpu = min(1, arguments._n_gpu)  # more would each take a whole batch (nn.DataParallel)
         trainer = _FiniteTrainer(
             model=model,
             args=arguments,
             train_dataset=dataset,
             data_collator=collate,
             callbacks=[_Average(average_last)] if average_last else [],
+            shares=shares,
+            spread=rank is not None and rank.sharded,
         )
+        if rank is not None:
+            trainer.add_callback(_OwnNoise(rank))
         trainer.add_callback(_Watch(trainer, on_step))
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()

@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from known_core.checkpoint import Checkpoint
+from known_core.costs import FITS, training_bytes
 from known_core.errors import KnownError
 from known_core.memory import free_memory, ran_out_of_memory
 from known_core.models.base import Network
 from known_core.spec import ForgettingSettings, JobSpec
 from known_core.tasks.base import Task
 from known_core.tasks.opened import OpenTask
-from known_core.training import enable_checkpointing, largest_part
+from known_core.team import Team, TeamWish, count_processes
+from known_core.training import RunningMean, enable_checkpointing, largest_part
 
 _ADAPTER_LEARNING_RATE = 2e-4  # LoRA's low-rank factors take larger steps (Hu et al. 2022 used 2e-4 for GPT-2)
 
@@ -98,6 +99,55 @@ def less_memory(
     return {"micro_batch_size": 1, "gradient_checkpointing": True} if enable_checkpointing(task.load(start)) else None
 
 
+def untried(settings: ForgettingSettings) -> dict[str, Any]:
+    """What :func:`fit_to_memory` finds, of a network that no single process can try: :func:`less_memory` comes next."""
+    assert settings.batch_size is not None
+    return {
+        "micro_batch_size": settings.micro_batch_size or settings.batch_size,
+        "gradient_checkpointing": settings.gradient_checkpointing is not False,
+    }
+
+
+def choose_team(
+    wish: TeamWish,
+    task: OpenTask,
+    start: Checkpoint,
+    settings: ForgettingSettings,
+    smallest: int,
+    device: torch.device,
+) -> tuple[Team | None, str | None]:
+    """In how many processes a job's stages are trained, and what each of them holds.
+
+    Args:
+        settings: complete but for what a trial finds.
+        smallest: examples of the smallest subset that is trained on.
+
+    Returns:
+        None, and why, where this process trains alone although more were asked for.
+
+    Raises:
+        KnownError: ``processes_invalid``, ``sharding_unsupported``.
+    """
+    assert settings.batch_size is not None
+    devices = torch.cuda.device_count() if device.type == "cuda" else 0
+    count = count_processes(wish, settings.batch_size, smallest, devices)
+    if count == 1:
+        return None, None
+    if task.has_batch_norm:
+        return None, "batch norm: its statistics are those of a whole batch"
+    weights = list(task.skeleton.parameters())
+    needed = training_bytes(sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad))
+    fits = device.type == "cpu" or needed < FITS * torch.cuda.get_device_properties(device).total_memory
+    if wish.sharding == "ddp" or (wish.sharding == "auto" and fits):
+        return Team(count, "ddp"), None
+    from known_core.sharding import check_shardable, unsupported
+
+    if settings.precision == "float16":
+        raise unsupported("float16 needs the gradients of all of it in one place; take bfloat16")
+    check_shardable(task.network, start)
+    return Team(count, "fsdp"), None
+
+
 def probe_micro_batch(settings: ForgettingSettings) -> int | None:
     """How many examples the transfer probe's trainings hold at once: no more than the others, where memory is short."""
     assert settings.batch_size is not None
@@ -122,7 +172,7 @@ def _fits(
     model = average = None
     try:
         model = task.load(start).to(device).train()
-        average = AveragedModel(model)
+        average = RunningMean(model)
         if checkpointing:
             enable_checkpointing(model)
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.0)

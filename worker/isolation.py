@@ -7,11 +7,14 @@ document is named where it is made); nothing has to be installed. What a machine
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import resource
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,11 +29,12 @@ from known_core.processes import die_with_parent
 from worker.linux.calls import call
 from worker.linux.landlock import CHANGE, DEVICE, LINK, LIST, READ, SCOPES_FROM, UNLISTED, Landlock
 from worker.linux.mounts import NODEV, NOSUID, READ_ONLY, new_root
-from worker.linux.seccomp import refuse_calls
+from worker.linux.seccomp import LOCAL_FAMILIES, refuse_calls
 
 if TYPE_CHECKING:
     from worker.settings import WorkerSettings
 
+LOOPBACK = "loopback"  # the mechanism that lets the processes of a team talk to one another
 _VARIABLE = "_CONFINEMENT"  # how a confinement travels: in the environment, which a stranger does not write
 _UIDS = 1 << 24  # as many as six hexadecimal digits
 _OUR_PACKAGES = ("known_core", "app", "worker")
@@ -75,6 +79,8 @@ class Confinement:
         reads, writes: files and folders, besides those of the interpreter.
         sandboxed: whether it has neither network nor rights; otherwise its files alone are restricted.
         required: whether it must not run where a promise lacks a mechanism.
+        team: whether its processes talk to one another, over a loopback interface that nobody else has. Where the
+            machine cannot give them one, they have no network, as any other.
     """
 
     home: str
@@ -83,6 +89,7 @@ class Confinement:
     writes: tuple[str, ...] = ()
     sandboxed: bool = True
     required: bool = False
+    team: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def environment(self) -> dict[str, str]:
@@ -121,6 +128,7 @@ def confinement(
     reads: Iterable[Path | str] = (),
     writes: Iterable[Path] = (),
     sandboxed: bool = True,
+    team: bool = False,
 ) -> Confinement | None:
     """The confinement of a job's process by the worker's settings; None where they say that there is none."""
     if settings.isolation == "off":
@@ -136,6 +144,7 @@ def confinement(
         (str(home), *map(str, writes)),
         sandboxed,
         settings.isolation == "required",
+        team,
         limits,
     )
 
@@ -222,7 +231,7 @@ def check(settings: "WorkerSettings") -> Isolation | None:
     jobs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=jobs, prefix=".isolation-") as folder:
         Path(folder).chmod(0o755)
-        wanted = confinement(settings, Path(folder).name, Path(folder) / "run")
+        wanted = confinement(settings, Path(folder).name, Path(folder) / "run", team=settings.team_size > 1)
         if wanted is None:
             return None
         Path(wanted.home).mkdir()
@@ -257,13 +266,15 @@ class _Confining:
         if self._wanted.sandboxed:
             self._try("netns", _own_network)
             self._try("mounts", self._own_mounts)
+            if self._wanted.team:
+                self._try(LOOPBACK, self._loopback)
             self._try("uid", self._own_uid)
             self._try("unprivileged", _check_unprivileged)
         self._try("limits", lambda: _limit(self._wanted.limits))
         self._try("dumps", _no_dumps)
         self._try("landlock", self._landlock)
         if self._wanted.sandboxed:
-            self._try("seccomp", refuse_calls)
+            self._try("seccomp", lambda: refuse_calls(families=LOCAL_FAMILIES if LOOPBACK in self._done else ()))
         promises = _HELD_BY if self._wanted.sandboxed else {"files": _HELD_BY["files"]}
         lacking = [name for name, ways in promises.items() if not any(way <= set(self._done) for way in ways)]
         return Isolation(self._done, lacking, self._reasons)
@@ -282,6 +293,14 @@ class _Confining:
         view |= {str(path): NOSUID for path in self._devices} | {str(path): NOSUID | NODEV for path in self._writes}
         new_root(view, Path(self._wanted.home))
 
+    def _loopback(self) -> None:
+        """netdevice(7). With the network and the mounts its own, sockets lead nowhere but to its own processes."""
+        if not {"netns", "mounts"} <= set(self._done):
+            raise OSError(errno.EPERM, "it needs a network and mounts of its own")
+        set_flags, up_and_running = 0x8914, 0x41
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, set_flags, struct.pack("16sH14s", b"lo", up_and_running, b""))
+
     def _own_uid(self) -> None:
         """setresuid(2); all capabilities go with it (capabilities(7))."""
         for path in self._inputs:
@@ -296,7 +315,8 @@ class _Confining:
         os.setresuid(self._wanted.uid, self._wanted.uid, self._wanted.uid)
 
     def _landlock(self) -> None:
-        landlock, rules = Landlock(self._wanted.sandboxed), dict.fromkeys(_source_folders(), LIST)
+        landlock = Landlock(self._wanted.sandboxed, tcp=LOOPBACK in self._done)
+        rules = dict.fromkeys(_source_folders(), LIST)
         rules |= dict.fromkeys(self._reads, READ) | dict.fromkeys(self._devices, DEVICE)
         if self._wanted.sandboxed:
             rules |= dict.fromkeys(self._writes, CHANGE)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from known_core.errors import KnownError
+from known_core.errors import KnownError, ProcessDied
 
 _logger = logging.getLogger("known.job")
 TERMINAL = ("fetched", "result", "published", "error")
@@ -52,6 +52,9 @@ def reporting(events: int, work: Callable[[], Mapping[str, Any]]) -> int:
         send(events, error_message(error))
         _log(error)
         return 1
+    except ProcessDied as error:  # nor did the job fail here: without a last message it is started again
+        _log(error)
+        return 1
     except Exception as error:  # a bug: the job fails with its name, the log has the rest
         unexpected = KnownError(
             "internal_error", f"{type(error).__name__}: {error}", "This is a bug in known; the job's log has the trace."
@@ -66,4 +69,4 @@ def reporting(events: int, work: Callable[[], Mapping[str, Any]]) -> int:
 def _log(error: Exception) -> None:
     """A bug with its trace. On a full disk there is no log; what matters has been sent."""
     with suppress(OSError):
-        _logger.error("%s", error, exc_info=None if isinstance(error, KnownError) else error)
+        _logger.error("%s", error, exc_info=None if isinstance(error, KnownError | ProcessDied) else error)

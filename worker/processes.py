@@ -41,6 +41,7 @@ def start(
     asked: Mapping[str, object] | None = None,
     reads: Iterable[Path] = (),
     writes: Iterable[Path] = (),
+    team: bool = False,
 ) -> Process:
     """A module of ours in a process of its own, with nothing of this one's environment but what it needs.
 
@@ -53,6 +54,7 @@ def start(
         descriptors: that it keeps.
         asked: given to it on standard input; it then has the network.
         reads, writes: files and folders besides its own.
+        team: whether it may start processes that talk to one another.
 
     Raises:
         ConnectionError: where the fork server was killed.
@@ -62,7 +64,7 @@ def start(
     temporary = home / TEMPORARY
     temporary.mkdir(parents=True, exist_ok=True)
     hypermodel = [Path(os.environ[name]) for name in ("KNOWN_HYPERMODEL",) if name in os.environ]
-    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed)
+    confined = confinement(settings, folder.name, home, [folder / SPEC, *hypermodel, *reads], writes, sandboxed, team)
     if confined is not None and sandboxed:
         hand_over(home, confined.uid)
     environment = {

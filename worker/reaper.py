@@ -32,7 +32,8 @@ class Reaper(Periodic):
         super().__init__(settings.reap_seconds, self._round, name="reaper")
         self._repository, self._waker = repository, waker
         self._name = worker_name(os.getpid())
-        self._facts: dict[str, Any] = {"queues": queues}
+        spread = settings.gpus_of_a_network(len(describe_machine()["gpus"]))
+        self._facts: dict[str, Any] = {"queues": queues, "gpus_of_a_network": spread}
         self._alive_s = int(3 * settings.reap_seconds) + 1
         self._joined = False
 

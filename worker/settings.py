@@ -23,6 +23,12 @@ class WorkerSettings(StoreSettings):
     work_retention_hours: float = Field(
         24, ge=0, description="the finished stages of a job are removed so long after it has ended"
     )
+    team_size: int = Field(
+        0, ge=0, description="processes that train a job's stages together; 0: one for each GPU, one on a CPU"
+    )
+    team_sharding: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="fsdp: each of them holds a part of the network; auto: where one GPU does not hold it"
+    )
     nowcast_helpers: int = Field(0, ge=0, description="other workers that a job asks to write shards of its nowcast")
     isolation: Literal["auto", "required", "off"] = Field(
         "auto", description="of the processes that read a stranger's files; required: run no job where any is lacking"
@@ -61,3 +67,15 @@ class WorkerSettings(StoreSettings):
         """
         asked = [name.strip() for name in self.queues.split(",")] if self.queues else [GPU if has_gpu else CPU, CONTROL]
         return tuple(queue for queue in QUEUES if queue in asked)
+
+    def has_teams(self, gpus: int) -> bool:
+        """Whether several processes may train a job's stages together here.
+
+        Args:
+            gpus: how many the machine has.
+        """
+        return self.team_size > 1 or (self.team_size == 0 and gpus > 1)
+
+    def gpus_of_a_network(self, gpus: int) -> int:
+        """Over how many of them a network may be spread."""
+        return max(1, self.team_size or gpus) if self.team_sharding != "ddp" else 1

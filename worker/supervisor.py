@@ -32,6 +32,7 @@ from known_core.traces import Phases, flush, mark_failed, span
 from worker.carrier import Carrier, Errand
 from worker.isolation import take_back
 from worker.lease import Lease
+from worker.machine import describe_machine
 from worker.messages import TERMINAL, error_message
 from worker.processes import TEMPORARY, ready, start, stop
 from worker.settings import WorkerSettings
@@ -207,7 +208,9 @@ class _Attempt:
             if fetched is None or fetched["type"] == "error":
                 return fetched
         with self._carrier.watching():
-            result = self._supervise("worker.trainer", log, reads=inputs, options=[job.needs.device])
+            options = [job.needs.device, str(self._settings.team_size), self._settings.team_sharding]
+            team = self._settings.has_teams(len(describe_machine()["gpus"]))
+            result = self._supervise("worker.trainer", log, reads=inputs, options=options, team=team)
         target = job.spec["output"].get("hub")
         if result is None or result["type"] == "error":
             return result
@@ -242,6 +245,7 @@ class _Attempt:
         reads: Iterable[Path] = (),
         writes: Iterable[Path] = (),
         options: Iterable[str] = (),
+        team: bool = False,
     ) -> dict[str, Any] | None:
         """Run one of our modules on the job's folder to its end, relaying its events.
 
@@ -249,6 +253,7 @@ class _Attempt:
             asked: given to it on standard input; it then has the network, and a token in what it reads.
             reads, writes: files and folders besides its own.
             options: the last words of its command.
+            team: whether it may start processes that talk to one another.
 
         Returns:
             Its last message, or None where it died or was stopped.
@@ -267,7 +272,15 @@ class _Attempt:
         try:
             command = [module, str(self._folder), str(write_end), *options]
             process = start(
-                command, self._folder, self._settings, log, write_end, asked=asked, reads=reads, writes=writes
+                command,
+                self._folder,
+                self._settings,
+                log,
+                write_end,
+                asked=asked,
+                reads=reads,
+                writes=writes,
+                team=team,
             )
         finally:
             os.close(write_end)

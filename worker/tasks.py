@@ -82,7 +82,9 @@ def help_with(job_id: str, turn: int, helpers: int) -> None:
 
 
 def _capacity() -> Capacity:
-    return Capacity.of({"queues": queues, "load": describe_load() if GPU in queues else {}})
+    spread = settings.gpus_of_a_network(len(describe_machine()["gpus"]))
+    load = describe_load() if GPU in queues else {}
+    return Capacity.of({"queues": queues, "load": load, "gpus_of_a_network": spread})
 
 
 @contextmanager

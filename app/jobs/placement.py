@@ -39,7 +39,7 @@ class Capacity:
 
     Args:
         queues: that it serves.
-        gpu_memory_bytes: of its GPU in all; 0 without one.
+        gpu_memory_bytes: of the GPUs over which it spreads a network, in all; 0 without one.
         gpu_free_bytes: what of that nothing else uses now.
     """
 
@@ -49,13 +49,14 @@ class Capacity:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:
-        """From what a worker says of itself. Jobs run on the first of its GPUs."""
+        """From what a worker says of itself. A network is on the first of its GPUs, or spread over so many of them."""
         queues = tuple(facts.get("queues") or ())
         if GPU not in queues:
             return cls(queues)
         gpus = (facts.get("load") or {}).get("gpus") or [{"total": 0, "used": 0}]
-        total = gpus[0]["total"] or _UNKNOWN
-        return cls(queues, total, total - gpus[0]["used"])
+        gpus = gpus[: facts.get("gpus_of_a_network") or 1]
+        total = sum(gpu["total"] or _UNKNOWN for gpu in gpus)
+        return cls(queues, total, total - sum(gpu["used"] for gpu in gpus))
 
 
 @dataclass(frozen=True)

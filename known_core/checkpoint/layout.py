@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +66,14 @@ def sharded_layout(checkpoint: Checkpoint, max_shard_size: str) -> Layout:
     if split.is_sharded:
         index = {"metadata": _index_metadata(checkpoint) | split.metadata, "weight_map": split.tensor_to_filename}
     return Layout(shards, index, frozenset({*checkpoint.headers, INDEX}))
+
+
+def packed_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Header:
+    """The header of a file that is to be written. Args: tensors: dtype, such as "F32", and shape of each."""
+    infos = {name: TensorInfo(dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items()}
+    return Header(
+        _packed({name: replace(info, end=info.numel * info.itemsize) for name, info in infos.items()}), {}, b""
+    )
 
 
 def _packed(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:

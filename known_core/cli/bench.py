@@ -143,3 +143,19 @@ def bench_overhead(
     with interruptible("interrupted"):
         found = run_overhead(rounds, work, lambda what: console.print(what, style="dim"))
     print(json.dumps(found, indent=2) if as_json else overhead_summary(found))
+
+
+@bench_app.command("large")
+def bench_large(
+    recurrences: Annotated[int, typer.Option(min=1, max=4, help="1: x2 alone, 3: x2, x4 and x8")] = 3,
+    gpus: Annotated[
+        list[int] | None, typer.Option(min=1, help="of the machine; repeat for several; default: 1 and 8")
+    ] = None,
+    gpu_memory: Annotated[str, typer.Option(help="of each GPU, such as 80GB or 141GB")] = "80GB",
+    as_json: AsJson = False,
+) -> None:
+    """What jobs of language models of 0.1 to 70 B parameters cost, on paper: nothing is run."""
+    from known_core.bench.large import Constants, large_summary, table
+
+    found = table(recurrences, tuple(gpus or (1, 8)), Constants(gpu_bytes=parse_size(gpu_memory)))
+    print(json.dumps([each.as_dict() for each in found], indent=2) if as_json else large_summary(found))

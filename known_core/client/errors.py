@@ -150,6 +150,7 @@ _CODES: dict[type[Problem], str] = {
     """,
     JobFailed: """
         out_of_memory device_unavailable isolation_incomplete limit_reached training_diverged secret_key_invalid
+        processes_invalid sharding_unsupported
         worker_died internal_error job_canceled
     """,
     WaitTimeout: "wait_timeout",

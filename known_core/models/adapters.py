@@ -92,8 +92,8 @@ class AdapterNetwork:
             expected = {name: tuple(tensor.shape) for name, tensor in _adapter_state(model).items()}
         raise_mismatch(differences(expected, shapes))
 
-    def skeleton(self) -> nn.Module:
-        return self._adapted(self._base.skeleton())
+    def skeleton(self, num_labels: int | None = None) -> nn.Module:
+        return self._adapted(self._base.skeleton(num_labels))
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         return self._filled(self._base.load(self._base_checkpoint()), checkpoint, set())

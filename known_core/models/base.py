@@ -47,8 +47,12 @@ class Network(Protocol):
             KnownError: ``tensors_mismatch``, ``config_invalid``, ``model_too_large``.
         """
 
-    def skeleton(self) -> nn.Module:
-        """The network with any weights, on torch's default device: for what it costs."""
+    def skeleton(self, num_labels: int | None = None) -> nn.Module:
+        """The network with any weights, on torch's default device: for what it costs.
+
+        Args:
+            num_labels: of its head; None: the checkpoint's.
+        """
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """The network with the checkpoint's weights, float32, on the CPU.
@@ -101,8 +105,8 @@ class StateDictNetwork:
     def check(self, shapes: Shapes) -> None:
         raise_mismatch(differences(self._expected, shapes))
 
-    def skeleton(self) -> nn.Module:
-        return self._with_labels(self._build(self.num_labels))
+    def skeleton(self, num_labels: int | None = None) -> nn.Module:
+        return self._with_labels(self._build(num_labels or self.num_labels))
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         network = self._build(self.num_labels)

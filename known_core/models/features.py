@@ -107,8 +107,8 @@ class FeatureNetwork:
     def check(self, shapes: Shapes) -> None:
         self._base.check(shapes)
 
-    def skeleton(self) -> OnFeatures:
-        head = nn.Linear(self._width, self.num_labels or 2).requires_grad_(False)
+    def skeleton(self, num_labels: int | None = None) -> OnFeatures:
+        head = nn.Linear(self._width, num_labels or self.num_labels or 2).requires_grad_(False)
         return OnFeatures(self._base.skeleton(), head)
 
     def load(self, checkpoint: Checkpoint) -> OnFeatures:

@@ -91,8 +91,9 @@ class TransformersNetwork:
             tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             return self.build(config, tensors, device_map="meta")[1]
 
-    def skeleton(self) -> nn.Module:
-        network: nn.Module = self.model_class(self.parsed)
+    def skeleton(self, num_labels: int | None = None) -> nn.Module:
+        config = self.parsed if num_labels is None else self.with_labels(num_labels)
+        network: nn.Module = self.model_class(config)
         return network
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:

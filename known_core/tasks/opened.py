@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from known_core.calibration import has_batch_norm
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.source import FolderSource, Layered
 from known_core.data import DataFiles, inspect_data, read_data, sample_of
@@ -20,6 +22,7 @@ from known_core.models.features import HEAD, FeatureNetwork
 from known_core.models.opening import open_network
 from known_core.spec import DataSettings, JobSpec
 from known_core.tasks.base import Batch, Collate, Fits, Labelled, Scores, Task, match_labels
+from known_core.team import Rank
 
 
 class OpenTask:
@@ -28,6 +31,7 @@ class OpenTask:
     Args:
         folder: what :func:`known_core.inputs.lay_out` left there.
         cache: where rows are kept, memory-mapped.
+        rank: of a process that trains with others; where it says so, each of them holds a part of the network.
     """
 
     d0: Labelled  # the training data, evaluation examples taken out
@@ -37,7 +41,8 @@ class OpenTask:
 
     _head = "given"
 
-    def __init__(self, task: Task, spec: JobSpec, folder: Path, cache: Path) -> None:
+    def __init__(self, task: Task, spec: JobSpec, folder: Path, cache: Path, rank: Rank | None = None) -> None:
+        self._sharded = rank if rank is not None and rank.sharded else None
         model, base_folder = FolderSource(folder / "model"), folder / "base"
         base = FolderSource(base_folder) if base_folder.is_dir() else None
         self.task = task
@@ -106,29 +111,54 @@ class OpenTask:
         self._head = "fitted on the training data by the given weights"
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
-        """The network with these weights, float32, on the CPU."""
+        """The network with these weights, float32, on the CPU; a part of it, on the device, where it is spread."""
+        if self._sharded is not None:
+            from known_core.sharding import load_sharded  # here: it imports much, and few jobs need it
+
+            return load_sharded(self.network, checkpoint, self._sharded)
         return self.network.load(checkpoint)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The network without data."""
+        with torch.device("meta"):
+            return self.network.skeleton()
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return has_batch_norm(self.skeleton)
 
     def load_for_probe(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
         """The same, with a new head from the seed where the downstream labels are others."""
         if not self.task.new_head:
-            return self.network.load(checkpoint)
+            return self.load(checkpoint)
+        if self._sharded is not None:
+            from known_core.sharding import NewHead, load_sharded
+
+            return load_sharded(self.network, checkpoint, self._sharded, NewHead(self._probe_classes, seed))
         return self.network.load_with_new_head(checkpoint, self._probe_classes, seed)
 
     def save(self, model: nn.Module, folder: Path, original: Checkpoint) -> None:
         """One state, as safetensors under the names of the original checkpoint."""
-        self.network.save(model, folder, original)
+        if self._sharded is not None:
+            from known_core.sharding import save_sharded
+
+            save_sharded(model, folder, original, self._sharded)
+        else:
+            self.network.save(model.cpu(), folder, original)
 
     def collate(self, *, training: bool) -> Collate:
         return self.task.collate(self._processor, training=training)
 
     def score(self, model: nn.Module, items: Dataset[Any], device: torch.device) -> Scores:
         """How the model does on each item, in order; in smaller batches where memory runs out."""
-        model.to(device).eval()
-        return halving(
-            self.task.defaults.evaluation_batch_size,
-            lambda size: self.measured(model, self.batches(items, device, size)),
-        )
+        if self._sharded is None:
+            model.to(device)
+        model.eval()
+        size = self.task.defaults.evaluation_batch_size
+        if self._sharded is not None:  # one process alone cannot go on with less
+            return self.measured(model, self.batches(items, device, size))
+        return halving(size, lambda size: self.measured(model, self.batches(items, device, size)))
 
     @torch.no_grad()  # not inference mode: what items and networks (BEiT) keep in memory is trained with later
     def measured(self, model: nn.Module, batches: Iterable[Batch]) -> Scores:

@@ -306,7 +306,7 @@ def test_a_candidate_that_is_not_finite_is_not_delivered(
         recalibrate(model, *arguments)
         model.get_buffer("features.0.1.running_var")[0] = float("inf")
 
-    monkeypatch.setattr("known_core.pipeline.recalibrate", broken)
+    monkeypatch.setattr("known_core.stage_work.recalibrate", broken)
     with pytest.raises(KnownError, match=r"'features\.0\.1\.running_var'.*\(nonfinite_weights\)"):
         pipeline.run(tiny_spec, tmp_path / "job", lambda event: None)
     assert not (tmp_path / "job" / "artifacts").exists()

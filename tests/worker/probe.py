@@ -209,6 +209,17 @@ class Duties:
         shared.share_memory_()
         return float((shared @ shared).sum()) > 0
 
+    def talk_to_one_another(self) -> Any:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            child = os.fork()
+            if child == 0:
+                socket.create_connection(server.getsockname()).sendall(b"x")
+                os._exit(0)
+            with server.accept()[0] as connection:
+                got = connection.recv(1)
+            os.waitpid(child, 0)
+            return got == b"x"
+
     def a_compiler(self) -> Any:
         if shutil.which("cc") is None:
             return "none here"

@@ -1,6 +1,6 @@
 """In the supervisor's place: starts the probe as the supervisor starts the trainer, beside things to be kept from it.
 
-``python -m tests.worker.probing FOLDER ISOLATION STORE_URL STORE_PID API_PORT`` prints what the probe found, as JSON.
+``python -m tests.worker.probing FOLDER ISOLATION STORE_URL STORE_PID API_PORT TEAM_SIZE`` prints its findings as JSON.
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,8 +25,9 @@ FILE_BYTES = 8 << 20
 PROCESSES = 200  # of the user nobody, and of a uid of its own
 
 
-def settings_of(folder: Path, isolation: Any) -> WorkerSettings:
+def settings_of(folder: Path, isolation: Any, team_size: int) -> WorkerSettings:
     return WorkerSettings(
+        team_size=team_size,
         data_dir=folder / "data",
         isolation=isolation,
         trainer_reads=str(Path(__file__).parent),
@@ -68,6 +69,7 @@ def probe(folder: Path, settings: WorkerSettings, store_port: int, store_pid: in
     shared = Path("/dev/shm") / f"known-{os.getpid()}"
     job = settings.job_folder("job_probe")
     job.mkdir(parents=True)
+    arrived = b""
     with ExitStack() as open_while_it_runs:
         listeners = [socket.socket(socket.AF_UNIX) for _ in range(2)]
         for listener, address in zip(listeners, [str(folder / "unix"), f"\0known-{os.getpid()}"], strict=True):
@@ -90,13 +92,17 @@ def probe(folder: Path, settings: WorkerSettings, store_port: int, store_pid: in
         log = open_while_it_runs.enter_context((job / "log.txt").open("ab"))
         read_end, write_end = os.pipe()
         command = ["tests.worker.probe", str(job), str(write_end)]
+        team = settings.has_teams(0)
         assert ready(settings, 30)
-        process = start(command, job, settings, log.fileno(), write_end, reads=[places["upload"]])
+        process = start(command, job, settings, log.fileno(), write_end, reads=[places["upload"]], team=team)
         os.close(write_end)
         os.read(read_end, 1)  # until it has ended
         os.close(read_end)
         process.wait()
         stop(process, 1)
+        udp.setblocking(False)
+        with suppress(BlockingIOError):
+            arrived = udp.recv(1)
     outlives = Path(f"/proc/{results_of(job)['left_behind']}/stat")
     deadline = time.monotonic() + 10
     while (left := _runs(outlives)) and time.monotonic() < deadline:
@@ -107,6 +113,7 @@ def probe(folder: Path, settings: WorkerSettings, store_port: int, store_pid: in
         "left_behind": left,
         "owner_of_its_folder": owner,
         "owner_afterwards": {path.lstat().st_uid for path in (job / "run").rglob("*")}.pop(),
+        "udp_arrived": bool(arrived),
         "links_afterwards": [str(path) for path in job.rglob("*") if path.is_symlink()],
         "log": (job / "log.txt").read_text() if (job / "log.txt").exists() else "",
     }
@@ -116,5 +123,5 @@ if __name__ == "__main__":
     where = Path(sys.argv[1])
     port = urlsplit(sys.argv[3]).port
     assert port is not None
-    found = probe(where, settings_of(where, sys.argv[2]), port, int(sys.argv[4]), int(sys.argv[5]))
+    found = probe(where, settings_of(where, sys.argv[2], int(sys.argv[6])), port, int(sys.argv[4]), int(sys.argv[5]))
     print(json.dumps(found))

@@ -23,6 +23,7 @@ NOBODY = 65534
 NEED_ROOT = {  # attempts that fail for an ordinary user on most machines, whatever is done against them
     "become_root", "environment_of_the_store", "memory_of_the_parent", "mount", "trace_the_supervisor",
 }  # fmt: skip
+TEAM_ALONE = ["talk_to_one_another"]  # what only the processes of a team have to be able to do
 NEVER = {  # kept by how every process is started
     "environment", "environment_of_the_parent", "inherited_descriptors", "standard_input",
 }  # fmt: skip
@@ -42,13 +43,13 @@ def names(tries: type) -> set[str]:
     return {name for name in vars(tries) if not name.startswith("_")}
 
 
-def run_probe(folder: Path, stack: Stack, isolation: str, prefix: list[str]) -> dict[str, Any]:
+def run_probe(folder: Path, stack: Stack, isolation: str, prefix: list[str], team_size: int = 1) -> dict[str, Any]:
     """What the probe found, started by a process with secrets in its environment."""
     environment = {**os.environ, **dict.fromkeys(SECRETS, CANARY), "PYTHONPATH": import_path()}
     environment["KNOWN_REDIS_URL"] = f"redis://{CANARY}@127.0.0.1/0"
     done = subprocess.run(
         [*prefix, sys.executable, "-P", "-m", "tests.worker.probing", str(folder), isolation, stack.store_url,
-         str(stack.pids()["valkey"]), str(stack.port)],
+         str(stack.pids()["valkey"]), str(stack.port), str(team_size)],
         env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -72,7 +73,7 @@ def test_as_root_the_trainer_reaches_nothing(folder: Path, stack: Stack) -> None
     found = run_probe(folder, stack, "auto", [])
     assert {name: got for name, got in found["attempts"].items() if got} == {}
     assert set(found["attempts"]) == names(Attempts)
-    assert [name for name in names(Duties) if not found["duties"][name]] == [], found["log"]
+    assert [name for name in names(Duties) if not found["duties"][name]] == TEAM_ALONE, found["log"]
     assert found["isolation"]["lacking"] == []
     assert {"netns", "mounts", "uid", "landlock", "seccomp"} <= set(found["isolation"]["mechanisms"])
     assert found["uid"] == found["owner_of_its_folder"] == uid_of("job_probe", 1_900_000_000)
@@ -80,11 +81,22 @@ def test_as_root_the_trainer_reaches_nothing(folder: Path, stack: Stack) -> None
     assert not found["left_behind"]
 
 
+@as_root
+def test_processes_of_a_team_talk_to_one_another_alone(folder: Path, stack: Stack) -> None:
+    """A datagram is sent, on an interface of their own: it does not arrive outside."""
+    found = run_probe(folder, stack, "auto", [], team_size=2)
+    assert {name: got for name, got in found["attempts"].items() if got} == {"udp": "1"}
+    assert not found["udp_arrived"]
+    assert [name for name in names(Duties) if not found["duties"][name]] == [], found["log"]
+    assert found["isolation"]["lacking"] == []
+    assert "loopback" in found["isolation"]["mechanisms"]
+
+
 def test_as_an_ordinary_user_the_trainer_reaches_nothing(folder: Path, stack: Stack) -> None:
     found = run_probe(folder, stack, "auto", as_nobody())
     assert {name: got for name, got in found["attempts"].items() if got} == {}
     assert set(found["attempts"]) == names(Attempts)
-    assert [name for name in names(Duties) if not found["duties"][name]] == [], found["log"]
+    assert [name for name in names(Duties) if not found["duties"][name]] == TEAM_ALONE, found["log"]
     assert found["isolation"]["lacking"] == []
     assert {"landlock", "scopes", "seccomp"} <= set(found["isolation"]["mechanisms"])
     assert set(found["isolation"]["reasons"]) == {"netns", "mounts", "uid"}

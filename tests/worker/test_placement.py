@@ -69,6 +69,19 @@ def test_where_a_job_waits_and_for_what(
     assert place(Needs(device, gigabytes * GB), living) == Placement(queues, waiting_for)  # type: ignore[arg-type]
 
 
+def test_a_worker_offers_all_gpus_over_which_it_spreads_a_network() -> None:
+    gpus = [{"total": 24 * GB, "used": GB}, {"total": 24 * GB, "used": 0}]
+    facts = {"queues": [GPU], "load": {"gpus": gpus}}
+    one, two, all_of_them = (Capacity.of({**facts, "gpus_of_a_network": spread}) for spread in (1, 2, 8))
+    assert (one.gpu_memory_bytes, one.gpu_free_bytes) == (24 * GB, 23 * GB)
+    assert (two.gpu_memory_bytes, two.gpu_free_bytes) == (48 * GB, 47 * GB)
+    assert all_of_them == two
+    assert Capacity.of(facts) == one
+    assert WorkerSettings(team_size=0).gpus_of_a_network(2) == 2
+    assert WorkerSettings(team_size=1).gpus_of_a_network(2) == 1
+    assert WorkerSettings(team_sharding="ddp").gpus_of_a_network(2) == 1
+
+
 def test_needs_are_what_the_estimate_expects() -> None:
     estimate = {"gpu_memory_bytes": {"low": 1, "expected": 2, "high": 3}}
     assert Needs.of("auto", estimate) == Needs("auto", 2)
@@ -205,7 +218,7 @@ def test_a_worker_sees_the_gpus_that_it_may_use(tmp_path: Path, monkeypatch: pyt
 def test_a_gpu_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
     write_json(tmp_path / "spec.json", {})
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "worker.trainer", str(tmp_path), str(write_end), "cuda"]
+    command = [sys.executable, "-m", "worker.trainer", str(tmp_path), str(write_end), "cuda", "1", "auto"]
     ran = subprocess.run(command, pass_fds=[write_end], check=False, cwd=Path(__file__).parents[2])
     os.close(write_end)
     with os.fdopen(read_end) as events:

@@ -33,16 +33,17 @@ class Landlock:
 
     Args:
         sandboxed: whether TCP, and signals and abstract sockets to processes outside, are refused too.
+        tcp: whether TCP is allowed all the same.
 
     Raises:
         OSError: where the kernel has none.
     """
 
-    def __init__(self, sandboxed: bool) -> None:
+    def __init__(self, sandboxed: bool, tcp: bool = False) -> None:
         self.version = syscall("landlock_create_ruleset", None, 0, _VERSION_FLAG)
         self._handled = max(access for version, access in _HANDLED.items() if version <= self.version)
         fields = [self._handled]
-        fields += [_TCP if sandboxed else 0] if self.version >= 4 else []
+        fields += [_TCP if sandboxed and not tcp else 0] if self.version >= 4 else []
         fields += [_SCOPES if sandboxed else 0] if self.version >= SCOPES_FROM else []
         attributes = struct.pack(f"{len(fields)}Q", *fields)
         self._rules = syscall("landlock_create_ruleset", attributes, len(attributes), 0)
