@@ -32,14 +32,15 @@ from known_core.nowcast import nowcast
 
 
 class _Images(Dataset[dict[str, Tensor]]):
-    """The images of a split of a zip of class folders, as the network takes them."""
+    """The images of a split of a zip of class folders, of the size that the network takes."""
 
-    def __init__(self, path: Path, split: str) -> None:
+    def __init__(self, path: Path, split: str, size: int) -> None:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.startswith(f"{split}/") and name[-1] != "/")
             classes = sorted({name.split("/")[1] for name in names})
             self.labels = np.array([classes.index(name.split("/")[1]) for name in names])
-            pixels = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]
+            images = [Image.open(io.BytesIO(archive.read(name))) for name in names]
+            pixels = [np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
         self._pixels = torch.from_numpy(np.stack(pixels)[:, None].astype(np.float32) / 255)
 
     def __len__(self) -> int:
@@ -68,8 +69,8 @@ def _train(
 ) -> None:
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"), num_train_epochs=epochs, learning_rate=rate, lr_scheduler_type="constant",
-        per_device_train_batch_size=batch, weight_decay=0.0, seed=seed, use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+        per_device_train_batch_size=batch, optim="adamw_torch", weight_decay=0.0, seed=seed,
+        use_cpu=not torch.cuda.is_available(), remove_unused_columns=False, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=items, callbacks=[_Average()] if mean else [])
@@ -92,8 +93,9 @@ def main(folder: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     forgetting, evaluation = settings["forgetting"], settings["evaluation"]
     config = json.loads((folder / "config.json").read_text())
-    train, test = (_Images(folder / "data.zip", split) for split in ("train", "test"))
-    pool, pool_test = (_Images(folder / "downstream.zip", split) for split in ("train", "test"))
+    size = config["img_size"]
+    train, test = (_Images(folder / "data.zip", split, size) for split in ("train", "test"))
+    pool, pool_test = (_Images(folder / "downstream.zip", split, size) for split in ("train", "test"))
     given = folder / "state-0"
     given.mkdir()
     save_file(load_file(folder / "model.safetensors"), given / "model.safetensors", metadata={"format": "pt"})
