@@ -69,9 +69,9 @@ def _train(
 ) -> None:
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"), num_train_epochs=epochs, learning_rate=rate, lr_scheduler_type="constant",
-        per_device_train_batch_size=batch, optim="adamw_torch", weight_decay=0.0, seed=seed,
-        use_cpu=not torch.cuda.is_available(), remove_unused_columns=False, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        per_device_train_batch_size=batch, optim="adamw_torch", weight_decay=0.0, seed=seed, report_to="none",
+        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True,
+        remove_unused_columns=False, save_strategy="no", logging_strategy="no",
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=items, callbacks=[_Average()] if mean else [])
     trainer.remove_callback(PrinterCallback)
