@@ -1,5 +1,6 @@
 """Settings of the workers."""
 
+import os
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -77,5 +78,6 @@ class WorkerSettings(StoreSettings):
         return self.team_size > 1 or (self.team_size == 0 and gpus > 1)
 
     def gpus_of_a_network(self, gpus: int) -> int:
-        """Over how many of them a network may be spread."""
-        return max(1, self.team_size or gpus) if self.team_sharding != "ddp" else 1
+        """Over how many of them a network may be spread; isolation lets root's processes alone talk to one another."""
+        alone = self.isolation != "off" and os.geteuid() != 0
+        return 1 if alone or self.team_sharding == "ddp" else max(1, self.team_size or gpus)

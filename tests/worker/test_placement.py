@@ -69,7 +69,7 @@ def test_where_a_job_waits_and_for_what(
     assert place(Needs(device, gigabytes * GB), living) == Placement(queues, waiting_for)  # type: ignore[arg-type]
 
 
-def test_a_worker_offers_all_gpus_over_which_it_spreads_a_network() -> None:
+def test_a_worker_offers_all_gpus_over_which_it_spreads_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [{"total": 24 * GB, "used": GB}, {"total": 24 * GB, "used": 0}]
     facts = {"queues": [GPU], "load": {"gpus": gpus}}
     one, two, all_of_them = (Capacity.of({**facts, "gpus_of_a_network": spread}) for spread in (1, 2, 8))
@@ -77,9 +77,13 @@ def test_a_worker_offers_all_gpus_over_which_it_spreads_a_network() -> None:
     assert (two.gpu_memory_bytes, two.gpu_free_bytes) == (48 * GB, 47 * GB)
     assert all_of_them == two
     assert Capacity.of(facts) == one
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     assert WorkerSettings(team_size=0).gpus_of_a_network(2) == 2
     assert WorkerSettings(team_size=1).gpus_of_a_network(2) == 1
     assert WorkerSettings(team_sharding="ddp").gpus_of_a_network(2) == 1
+    monkeypatch.setattr("os.geteuid", lambda: 10_001)  # as in the image
+    assert WorkerSettings().gpus_of_a_network(2) == 1
+    assert WorkerSettings(isolation="off").gpus_of_a_network(2) == 2
 
 
 def test_needs_are_what_the_estimate_expects() -> None:
