@@ -19,10 +19,11 @@ def _left(stack: Stack, filename: str) -> list[Path]:
     """The folders of uploads of that name; requests of other tests may still be under way."""
     root = stack.logs.parent / "uploads" / "local"
     found = []
-    for path in root.glob("upl_*/*.json"):
-        with suppress(FileNotFoundError):
-            if f'"{filename}"' in path.read_text():
-                found.append(path.parent)
+    for folder in root.iterdir() if root.is_dir() else ():
+        for name in ("incoming.json", "upload.json"):
+            with suppress(FileNotFoundError):  # it may go at any moment
+                if f'"{filename}"' in (folder / name).read_text():
+                    found.append(folder)
     return found
 
 
