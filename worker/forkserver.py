@@ -185,7 +185,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.environ.update(request["environment"])
     tempfile.tempdir = None  # an import has asked for it
     os.chdir(request["folder"])
-    sys.argv = [command[0], *command[1:]]
+    sys.argv = [*command]
     try:
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
         status = 0

@@ -282,6 +282,10 @@ class _Attempt:
                 writes=writes,
                 team=team,
             )
+        except ConnectionError as error:  # the fork server was killed just now
+            _log.error("%s", error)
+            os.close(read_end)
+            return None
         finally:
             os.close(write_end)
         self._outcome = None
