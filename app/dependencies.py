@@ -1,5 +1,6 @@
 """What endpoints ask for: the services, made once with the application."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, cast
 
 from fastapi import Depends, Path, Query, Request
@@ -77,14 +78,33 @@ async def caller_of(
     Raises:
         KnownError: as KeyService, SessionService and RateLimits do.
     """
+    caller = await _recognized(request, credentials)
+    await cast(RateLimits, request.app.state.limits).count(caller)
+    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
+    return caller
+
+
+async def _recognized(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
     token = credentials.credentials if credentials else request.headers.get("authorization")
     in_session = token is None and request.app.state.settings.access == "keys"
     if in_session:
         token = await _sessions(request).token(request)
-    caller = await caller_by_key(request, token, afresh=in_session)
-    await cast(RateLimits, request.app.state.limits).count(caller)
-    require(caller, Scope.READ if request.method in ("GET", "HEAD") else Scope.WRITE)
-    return caller
+    return await caller_by_key(request, token, afresh=in_session)
+
+
+def _may_read(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Callable[[], Awaitable[bool]]:
+    """Says whether the key or session that began a long answer is still good."""
+
+    async def ask() -> bool:
+        try:
+            await _recognized(request, credentials)
+        except KnownError:
+            return False
+        return True
+
+    return ask
 
 
 async def caller_by_key(request: Request, token: str | None, *, afresh: bool = True) -> Caller:
@@ -171,6 +191,7 @@ Webhooks = Annotated[WebhookService, Depends(_webhooks)]
 Audit = Annotated[AuditService, Depends(_audit)]
 Sessions = Annotated[SessionService, Depends(_sessions)]
 Who = Annotated[Caller, Depends(caller_of)]
+MayRead = Annotated[Callable[[], Awaitable[bool]], Depends(_may_read)]
 JobId = Annotated[str, Depends(_own_job)]
 ReadableJobId = Annotated[str, Depends(_readable_job)]
 DeliveryId = Annotated[str, Depends(_own_delivery)]

@@ -1,13 +1,13 @@
 """Routes about events."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
-from app.dependencies import Events, JobId, Settings
+from app.dependencies import Events, JobId, MayRead, Settings
 from app.events.schemas import EVENT_EXAMPLE, EventPage, EventView
 from app.events.service import EventService
 from app.problems import problem_responses
@@ -34,6 +34,7 @@ _RETRY_MS = 2000  # how long a browser waits before it connects again
 async def get_events(
     job_id: JobId,
     events: Events,
+    may_read: MayRead,
     settings: Settings,
     after: Annotated[str, Query(pattern=_STREAM_ID, description="only events after this id")] = "0",
     limit: Annotated[int, Query(ge=1, le=1000, description="of a JSON page")] = 500,
@@ -46,14 +47,17 @@ async def get_events(
     A stream that breaks goes on where it was: browsers send the last id they saw as Last-Event-ID.
     """
     if "text/event-stream" in accept:
-        return EventSourceResponse(_sse(events, job_id, last_event_id or after), headers={"Cache-Control": "no-store"})
+        news = _sse(events, job_id, last_event_id or after, may_read)
+        return EventSourceResponse(news, headers={"Cache-Control": "no-store"})
     found, ended = await events.page(job_id, after, limit, min(wait, settings.max_wait_seconds))
     data = [EventView(id=event.id, type=event.data["type"], data=event.data) for event in found]
     return EventPage(data=data, last_id=data[-1].id if data else None, ended=ended)
 
 
-async def _sse(events: EventService, job_id: str, after: str) -> AsyncIterator[bytes]:
-    async for event in events.stream(job_id, after):
+async def _sse(
+    events: EventService, job_id: str, after: str, may_read: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[bytes]:
+    async for event in events.stream(job_id, after, may_read):
         if event is None:
             yield KEEPALIVE_COMMENT
         else:

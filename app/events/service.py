@@ -1,7 +1,7 @@
 """A job's events: pages, streams, and waiting for the next."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from redis.asyncio import Redis as AsyncRedis
 
@@ -11,6 +11,7 @@ from app.jobs.record import Job, JobEvent
 
 _PAGE = 500
 _SILENCE_S = 10.0  # a stream that is silent this long gets a keep-alive
+_ALLOWED_S = 5.0  # between two looks at whether a stream's reader may still read
 
 
 class EventService:
@@ -58,14 +59,24 @@ class EventService:
                 if events or ended or not await self._next(feed, read, deadline):
                     return events, ended
 
-    async def stream(self, job_id: str, after: str) -> AsyncIterator[JobEvent | None]:
+    async def stream(
+        self, job_id: str, after: str, may_read: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[JobEvent | None]:
         """Every event after a stream id until the job, or this process, has ended; None where a keep-alive is due.
+
+        Args:
+            may_read: asked again while the stream is open, which ends where it no longer holds.
 
         Raises:
             JobNotFound: also when it is deleted meanwhile.
         """
+        ask_at = time.monotonic() + _ALLOWED_S
         async with self._feeds.watch(job_id) as feed:
             while True:
+                if time.monotonic() >= ask_at:
+                    if not await may_read():
+                        return
+                    ask_at = time.monotonic() + _ALLOWED_S
                 read = feed.reads
                 events, ended = await self._read(feed, after, _PAGE)
                 for event in events:

@@ -118,6 +118,30 @@ def test_a_revoked_key_opens_nothing_after_five_seconds(guarded: Stack, key_of: 
     assert refusal(get(guarded, "/v1/jobs", token)) == (401, "key_revoked")
 
 
+def test_streams_of_a_revoked_key_end(guarded: Stack, key_of: Callable[..., str], inputs: Inputs) -> None:
+    revoked, kept = key_of("team-b"), key_of("team-b")
+    with Client(guarded.url, kept) as client:
+        waits = inputs.request(client, f"{guarded.url}#team-b", device="cuda")  # no worker here has a GPU
+        job_id = client.enhance(waits)["id"]
+
+        def follow(token: str) -> float:
+            begun, headers = time.monotonic(), {"Authorization": f"Bearer {token}", "Accept": "text/event-stream"}
+            address = f"{guarded.url}/v1/jobs/{job_id}/events"
+            with httpx.stream("GET", address, headers=headers, timeout=30) as answer:
+                assert answer.status_code == 200
+                answer.read()
+            return time.monotonic() - begun
+
+        with ThreadPoolExecutor(2) as pool:
+            cut, open_ = pool.submit(follow, revoked), pool.submit(follow, kept)
+            time.sleep(1)
+            operator(guarded, "keys", "revoke", revoked.split("_")[1])
+            assert cut.result(timeout=30) < 25
+            assert not open_.done()
+            client.cancel(job_id)
+            open_.result(timeout=30)
+
+
 def routes(stack: Stack) -> list[tuple[str, str]]:
     described = httpx.get(f"{stack.url}/openapi.json").json()["paths"]
     return [(method.upper(), path) for path, methods in described.items() for method in methods]

@@ -148,6 +148,7 @@ def test_a_length_that_lies(stack: Stack) -> None:
     for _ in range(50):
         if state_of(stack)["uploads"] == kept:
             break
+        time.sleep(0.1)
     assert state_of(stack)["uploads"] == kept
 
 
