@@ -116,7 +116,7 @@ def _inspect(
 ) -> dict[str, Any]:
     from known_core.fetching import open_all, origins, resolve_refs
     from known_core.inputs import pointing_at
-    from known_core.pipeline import inspect
+    from known_core.plan import inspect
     from known_core.publish import check_target
 
     hub = access.open()

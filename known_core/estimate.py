@@ -18,7 +18,7 @@ from known_core.evaluation import MAX_VALIDATION, PROBE_BATCH
 from known_core.forgetting import FAN_AVERAGED, Design
 from known_core.hypermodels import load_hypermodel
 from known_core.inputs import Sources, open_sources
-from known_core.pipeline import candidates_of, hypermodel_of
+from known_core.plan import candidates_of, hypermodel_of
 from known_core.spec import JobSpec
 from known_core.tuning import probe_micro_batch
 from known_core.workload import Examples, Workload, measure_inputs
@@ -82,7 +82,7 @@ class NoEstimate(Exception):
 
 
 def estimate(spec: JobSpec, device: Device, sources: Sources | None = None) -> Estimate:
-    """What a job will take on a device. It is one that :func:`known_core.pipeline.inspect` has found in order.
+    """What a job will take on a device. It is one that :func:`known_core.plan.inspect` has found in order.
 
     Args:
         device: calibrated (:mod:`known_core.device`); not necessarily this machine's.

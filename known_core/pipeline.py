@@ -7,18 +7,14 @@ Each phase's output is kept under a hash of its inputs (:mod:`known_core.stages`
 goes on where it was, and on a CPU ends with the same bytes.
 """
 
-import errno
-import os
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from torch import nn
 
 from known_core import evaluation
@@ -26,26 +22,22 @@ from known_core.baselines import Continued, MatchedShrink, Mean
 from known_core.changes import weight_changes
 from known_core.checkpoint import Checkpoint, TensorWriter
 from known_core.comparison import UNCHANGED, ProbeResult, compare, most_gained, select
-from known_core.errors import KnownError, disk_full
+from known_core.errors import KnownError
 from known_core.events import Emit, Reporter
 from known_core.files import atomic_folder, link_or_copy, read_json, sha256_file, sha256_tree, write_json
-from known_core.forgetting import Design, Indices, nested_subsets, subset_hash
+from known_core.forgetting import Indices, nested_subsets, subset_hash
 from known_core.hypermodel import HyperModel
-from known_core.hypermodels import hypermodel_path, load_hypermodel
-from known_core.inputs import (
-    Sources,
-    file_names,
-    inspect_inputs,
-    lay_out,
-    open_sources,
-)
+from known_core.hypermodels import load_hypermodel
+from known_core.inputs import file_names, lay_out
 from known_core.landscape import loss_surface
 from known_core.manifest import processor, write_manifest
 from known_core.memory import free_memory, halving, ran_out_of_memory
 from known_core.nowcast import help_nowcast, nowcast, plan_shards, predicted_kinds
+from known_core.plan import TRAINED_FOR, Trajectory, candidates_of, controls_of, hypermodel_of, inspect
 from known_core.plane import Plane, find_plane
 from known_core.report import build_report, describe_trajectory, render_markdown
 from known_core.report.build import delivered_of_trajectory
+from known_core.shortage import out_of_memory, said_clearly
 from known_core.spec import Control, ForgettingSettings, JobSpec, candidate_names, paths_of
 from known_core.stage_work import Place, Training, measure, measure_in_team, recalibrate_on_d0, train, train_in_team
 from known_core.stages import Stages
@@ -57,29 +49,9 @@ from known_core.tuning import choose_team, fit_to_memory, less_memory, probe_mic
 
 _LESS_MEMORY = "less-memory"
 _TRAINS = ("evaluating_before", "forgetting", "evaluating_after")  # phases that hold micro batches in memory
-_NO_SPACE = os.strerror(errno.ENOSPC)
 _ALONE = TeamWish()
+_CONTROL_OF = {training: control for control, training in TRAINED_FOR.items()}
 _SHARED_WORK = "nowcast.json"  # in the job's folder: what a helper has to know
-
-
-def inspect(spec: JobSpec, sources: Sources | None = None) -> dict[str, Any]:
-    """Check a job's inputs without unpacking them; what was understood of them.
-
-    Args:
-        sources: the inputs by name, where they are not at the paths of the spec (yet).
-
-    Raises:
-        KnownError: the first thing that makes the job impossible, pointing at the request's field.
-    """
-    hypermodel_of(spec)
-    names = candidates_of(spec)
-    if spec.evaluation.select not in ("best", *names):
-        raise KnownError(
-            "candidate_unknown",
-            f"select is {spec.evaluation.select!r}; this job makes {names}",
-            'Name one of them, or "best".',
-        ).at("/evaluation/select")
-    return inspect_inputs(spec, open_sources(spec) if sources is None else sources)
 
 
 def run(
@@ -105,42 +77,6 @@ def run(
         summary = inspect(spec)
         emit({"type": "status", "status": "running"})
         return _Run(spec, folder, Reporter(emit), summary, facts or {}, wish).run()
-
-
-@contextmanager
-def said_clearly(folder: Path) -> Iterator[None]:
-    """What a machine runs out of, as an error that a user can act on.
-
-    Raises:
-        KnownError: ``out_of_memory``, ``disk_full``, ``file_too_large``.
-    """
-    try:
-        yield
-    except Exception as error:
-        lacking = _resource_lacking(error, folder)
-        if lacking is None:
-            raise
-        raise lacking from error
-
-
-def _resource_lacking(error: Exception, folder: Path) -> KnownError | None:
-    """What the machine had too little of, where an error means that; libraries do not always say it by the type."""
-    number = getattr(error, "errno", None)
-    if number == errno.EFBIG:
-        return KnownError(
-            "file_too_large", f"a file below {folder} would be larger than a job may write",
-            "Set output.max_shard_size; the operator sets the limit with KNOWN_TRAINER_FILE_BYTES.",
-        )  # fmt: skip
-    if number == errno.ENOSPC or (isinstance(error, SafetensorError) and _NO_SPACE in str(error)):
-        return disk_full(folder)
-    return _out_of_memory(str(error) or type(error).__name__) if ran_out_of_memory(error) else None
-
-
-def _out_of_memory(said: str) -> KnownError:
-    return KnownError(
-        "out_of_memory", f"memory ran out, after all that could be tried with less: {said[:200]}",
-        "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
-    )  # fmt: skip
 
 
 def help_run(folder: Path, turn: int, helpers: int) -> int:
@@ -172,38 +108,6 @@ def help_run(folder: Path, turn: int, helpers: int) -> int:
     return help_nowcast(
         states, known, outputs, work["rate"], max_shard_size=work["max_shard_size"], turn=turn, helpers=helpers
     )
-
-
-Trajectory = Design | Literal["swa"]
-_TRAINED_FOR: dict[Control, Trajectory] = {
-    "continued": "fan",
-    "swa": "swa",
-}  # controls that need a training of their own
-_CONTROL_OF = {training: control for control, training in _TRAINED_FOR.items()}
-_READS_TRAJECTORIES = "known-paper"  # states that a user brings are a chain, as the paper's
-
-
-def candidates_of(spec: JobSpec) -> list[str]:
-    """Every candidate a job makes, besides the weights given."""
-    return [*candidate_names(spec.forgetting.rate, spec.nowcast.recurrences), *_controls(spec)]
-
-
-def _controls(spec: JobSpec) -> list[Control]:
-    """The controls of a job; states that a user brings allow only those without a training of their own."""
-    return [
-        control
-        for control in dict.fromkeys(spec.nowcast.controls)
-        if not spec.trajectory or control not in _TRAINED_FOR
-    ]
-
-
-def hypermodel_of(spec: JobSpec) -> Path:
-    """The file of the hyper-model that a job runs with here.
-
-    Raises:
-        KnownError: ``hypermodel_unknown``.
-    """
-    return hypermodel_path(spec.nowcast.hypermodel or (_READS_TRAJECTORIES if spec.trajectory else None))
 
 
 class _Run:
@@ -305,7 +209,7 @@ class _Run:
         with the same, so that the manifest's settings give these bytes again."""
         found = less_memory(task, original, self._spec.forgetting, asked)
         if found is None:
-            raise _out_of_memory(said)
+            raise out_of_memory(said)
         phase = self._reporter.phase_name
         self._reporter.less_memory(found)
         facts = {"phase": phase, "said": said[:200], "found": found}
@@ -363,7 +267,7 @@ class _Run:
         self._state_accuracy: list[float] = []
         self._losses: list[dict[str, Any]] = []
         stages: list[tuple[Trajectory, int]] = [(self._known.design, stage) for stage in range(settings.states - 1)]
-        for control, training in _TRAINED_FOR.items():
+        for control, training in TRAINED_FOR.items():
             if control in self._spec.nowcast.controls and (training, 0) not in stages:
                 stages.append((training, 0))
         states: dict[Trajectory, list[Checkpoint]] = {"chain": [original], "fan": [original], "swa": [original]}
@@ -418,7 +322,7 @@ class _Run:
             "shrink": (MatchedShrink(self._known, settings.recurrences), design),
         }
 
-        chosen = _controls(self._spec)
+        chosen = controls_of(self._spec)
 
         def progress(index: int) -> Callable[[int, int], None]:
             """Bytes of one nowcast of all that this phase makes."""

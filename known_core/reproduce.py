@@ -20,6 +20,7 @@ from known_core.fetching import fetch_inputs
 from known_core.files import canonical_json, read_json, sha256_bytes, sha256_file, sha256_tree
 from known_core.hub import Hub, HubRef
 from known_core.hypermodels import hypermodel_path, shipped_hypermodels
+from known_core.plan import hypermodel_of
 from known_core.spec import JobSpec, paths_of
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -195,7 +196,7 @@ def _invalid(path: Path, what: str) -> KnownError:
 
 def _check_hypermodel(job: JobManifest) -> None:
     states = tuple(Path(name) for name in job.inputs_sha256 if name.startswith("state-"))
-    here = pipeline.hypermodel_of(job.spec.model_copy(update={"trajectory": states or None}))
+    here = hypermodel_of(job.spec.model_copy(update={"trajectory": states or None}))
     sha256 = sha256_file(here)
     if (here.stem, sha256) == (job.hypermodel.name, job.hypermodel.sha256):  # the report has its name too
         return

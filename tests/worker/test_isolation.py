@@ -153,7 +153,7 @@ import resource, sys
 from pathlib import Path
 import numpy, torch
 from known_core.errors import KnownError
-from known_core.pipeline import said_clearly
+from known_core.shortage import said_clearly
 from worker.isolation import Limits, _limit
 _limit(Limits(file_bytes=1 << 20, memory_bytes=4 << 30))
 def write():

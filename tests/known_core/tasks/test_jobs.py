@@ -13,7 +13,7 @@ import torchvision
 import transformers
 from safetensors.torch import load_file
 
-from known_core import pipeline
+from known_core import pipeline, plan
 from known_core.errors import KnownError
 from known_core.files import read_json
 from known_core.manifest import verify_manifest
@@ -230,10 +230,10 @@ def test_a_task_that_is_named(tmp_path: Path) -> None:
     data = tiny.texts_with_label(tmp_path / "data.parquet")
     for task, code in (("token-classification", "unsupported_architecture"), ("chess", "task_unknown")):
         with pytest.raises(KnownError, match=rf"\({code}\)"):
-            pipeline.inspect(JobSpec(model=model, dataset=data, task=task))
+            plan.inspect(JobSpec(model=model, dataset=data, task=task))
     with pytest.raises(KnownError, match=r"\(dataset_missing\)"):
-        pipeline.inspect(JobSpec(model=model))
-    assert pipeline.inspect(JobSpec(model=model, dataset=data, data=DataSettings()))["task"] == "text-classification"
+        plan.inspect(JobSpec(model=model))
+    assert plan.inspect(JobSpec(model=model, dataset=data, data=DataSettings()))["task"] == "text-classification"
 
 
 @pytest.mark.slow
