@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from known_core.comparison import UNCHANGED, conclusion
 from known_core.figures import figures_of, render_png
+from known_core.points import points
 from known_core.statistics import Interval
 
 PICTURES = {  # figures that the card shows, and where they are in the repository
@@ -238,11 +239,11 @@ def _source_rows(report: dict[str, Any]) -> list[list[str]]:
 def _before_and_after(report: dict[str, Any], candidate: str) -> list[str]:
     inputs, evaluation, metric = report["inputs"], report["settings"]["evaluation"], _metric(report)
     probe = [
-        [_text(name), f"{100 * row['mean']:.2f}", _interval(row["gain"]), f"{row['learning_rate']:g}"]
+        [_text(name), f"{100 * row['mean']:.2f}", points(row["gain"]), f"{row['learning_rate']:g}"]
         for name, row in report["transfer"].items()
     ]
     own = [
-        [_text(name), f"{100 * row['accuracy']:.2f}", _interval(row["difference"]), f"{row['loss']:.4f}"]
+        [_text(name), f"{100 * row['accuracy']:.2f}", points(row["difference"]), f"{row['loss']:.4f}"]
         for name, row in report["own_task"].items()
     ]
     names = list(report["transfer"])
@@ -367,12 +368,6 @@ def _pipeline_tag(report: dict[str, Any]) -> str | None:
 
 def _metric(report: dict[str, Any]) -> str:
     return str(report.get("metric", "accuracy"))
-
-
-def _interval(value: dict[str, float] | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value['mean']:+.2f} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from known_core.points import points
 from known_core.statistics import Interval, paired_interval
 
 UNCHANGED = "unchanged"  # the candidate that is Θ_0 itself
@@ -44,20 +45,16 @@ def conclusion(gains: dict[str, Interval], selected: str, wish: str, metric: str
         best = most_gained(gains)
         return (
             "Nothing was gained: no candidate's interval lies above zero, so the delivered weights are yours, "
-            f"unchanged. The highest mean was {best} with {_points(gains[best])} points of {metric}."
+            f"unchanged. The highest mean was {best} with {points(gains[best].as_dict())} points of {metric}."
         )
     gain = gains[selected]
-    text = f"{selected} changes downstream {metric} by {_points(gain)} points over the weights you gave."
+    text = f"{selected} changes downstream {metric} by {points(gain.as_dict())} points over the weights you gave."
     if wish != "best":
         text = f"You asked for {selected}. {text}"
     if gain.above_zero:
         return f"{text} The interval lies above zero: a gain was shown on this probe."
     worse = "a loss was shown" if gain.below_zero else "no gain was shown"
     return f"{text} The interval does not lie above zero: {worse}."
-
-
-def _points(gain: Interval) -> str:
-    return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
 
 
 def comparison(candidates: dict[str, ProbeResult], gains: dict[str, Interval]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from known_core.notebook import NotebookProgress
+from known_core.points import points
 
 if TYPE_CHECKING:
     from known_core.client.records import Estimate, Range
@@ -215,7 +216,7 @@ def before_and_after(report: dict[str, Any]) -> Table:
         table.add_row(
             name + (" *" if name == report["selected"] else ""),
             f"{100 * row['mean']:.2f}" if row else "–",
-            _gain(row["gain"]) if row else "–",
+            points(row["gain"]) if row else "–",
             f"{row['learning_rate']:g}" if row else "–",
             f"{100 * own_task[name]['accuracy']:.2f}" if name in own_task else "–",
         )
@@ -282,7 +283,7 @@ def show_comparison(comparison: "Comparison", console: Console) -> None:
         return
     gains = _side_by_side("Gains, points [95%]", "candidate")
     for name, difference in figures.gains.items():
-        gains.add_row(Text(name), _gain(difference.expected), _gain(difference.found))
+        gains.add_row(Text(name), points(difference.expected), points(difference.found))
     gains.add_row("selected", Text(figures.selected.expected), Text(figures.selected.found))
     console.print(gains)
     console.print(
@@ -298,7 +299,3 @@ def _side_by_side(title: str, first: str) -> Table:
     for column in (first, "manifest", "here"):
         table.add_column(column)
     return table
-
-
-def _gain(gain: dict[str, float] | None) -> str:
-    return f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]" if gain else "–"

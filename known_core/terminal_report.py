@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from known_core.comparison import UNCHANGED
+from known_core.points import points
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE = 32  # characters
@@ -70,7 +71,7 @@ def _gains(report: dict[str, Any]) -> Table:
             Text(name + (" *" if delivered else "")),
             f"{100 * row['mean']:.2f}",
             Text(interval_bar(row["gain"], low, high) if row["gain"] else ""),
-            Text(_points(row["gain"])),
+            Text(points(row["gain"])),
             style="bold" if delivered else None,
         )
     table.caption = "* delivered"
@@ -82,9 +83,7 @@ def _own_task(report: dict[str, Any]) -> Table:
     for column in ("candidate", "as it is", "difference", "loss"):
         table.add_column(column, no_wrap=True, justify="left" if column == "candidate" else "right")
     for name, row in report["own_task"].items():
-        table.add_row(
-            Text(name), f"{100 * row['accuracy']:.2f}", Text(_points(row["difference"])), f"{row['loss']:.4f}"
-        )
+        table.add_row(Text(name), f"{100 * row['accuracy']:.2f}", Text(points(row["difference"])), f"{row['loss']:.4f}")
     return table
 
 
@@ -110,7 +109,3 @@ def _curves(report: dict[str, Any]) -> Table | None:
 
 def _table(title: str) -> Table:
     return Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-
-
-def _points(gain: dict[str, float] | None) -> str:
-    return f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]" if gain else "–"

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from app.jobs.record import JobStatus
 from app.jobs.schemas import JobView
+from known_core.points import points
 
 __all__ = ["as_json", "duration", "percent", "points", "size", "took", "when", "words"]
 
@@ -53,13 +54,6 @@ def size(count: float) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-def points(interval: dict[str, float] | None) -> str:
-    """A paired difference in points with its interval: +0.80 [+0.31, +1.29]."""
-    if interval is None:
-        return "–"
-    return f"{100 * interval['mean']:+.2f} [{100 * interval['low']:+.2f}, {100 * interval['high']:+.2f}]"
 
 
 def words(name: str | JobStatus) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from known_core.bench.protocols import NAIVE, Protocol
 from known_core.comparison import UNCHANGED, select
+from known_core.points import points
 from known_core.statistics import Interval, paired_interval
 
 MATCHED = "shrink matched to "
@@ -164,7 +165,7 @@ def _render_protocol(result: Mapping[str, Any]) -> list[str]:
             if row["method"] == NAIVE:
                 cells += [f"{100 * row[metric]['mean']:.2f} %", "–"]
             else:
-                cells += [_points(row[metric]["gain"]), f"x{multiplier:.2f}" if multiplier else "–"]
+                cells += [points(row[metric]["gain"]), f"x{multiplier:.2f}" if multiplier else "–"]
         cells += [f"{100 * row[own]['mean']:.2f} %" for own in ("own", "retuned")]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| best of | is | over | fine-tuned | linear probe |", "|---|---|---|---|---|"]
@@ -172,20 +173,16 @@ def _render_protocol(result: Mapping[str, Any]) -> list[str]:
         for over in best["finetune"]:
             words = over.removeprefix("over_").replace("_", " ")
             lines.append(
-                f"| {name} | {best['method']} | {words} | {_points(best['finetune'][over])} | "
-                f"{_points(best['probe'][over])} |"
+                f"| {name} | {best['method']} | {words} | {points(best['finetune'][over])} | "
+                f"{points(best['probe'][over])} |"
             )
     picked = result["selected"]
     lines += [
         "",
-        f"The selection picks {picked['method']}: fine-tuned {_points(picked['finetune'])}, "
-        f"linear probe {_points(picked['probe'])}.",
+        f"The selection picks {picked['method']}: fine-tuned {points(picked['finetune'])}, "
+        f"linear probe {points(picked['probe'])}.",
     ]
     return lines
-
-
-def _points(gain: Mapping[str, float]) -> str:
-    return f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from known_core.figures.candidates import UNCHANGED, colour, interval, mark, metric, percent
+from known_core.figures.candidates import UNCHANGED, colour, mark, metric, percent
 from known_core.figures.style import GRID, MUTED, SMALL, WIDTH, new_figure, panel, write
+from known_core.points import points, signed
 
 NAME = "before_after"
 CAPTION = (
@@ -25,7 +26,7 @@ def title(report: dict[str, Any]) -> str:
 
 def describe(report: dict[str, Any]) -> str:
     """Every figure that is drawn, in words."""
-    rows = "; ".join(f"{name} {interval(row['gain'])}" for name, row in _rows(report).items())
+    rows = "; ".join(f"{name} {points(row['gain'])}" for name, row in _rows(report).items())
     return (
         f"Mean paired gain of each candidate over the given weights ({percent(_before(report)['mean'])}) in points of "
         f"{metric(report)}, with its 95 % interval: {rows}. Delivered: {report['selected']}."
@@ -57,8 +58,8 @@ def draw(report: dict[str, Any]) -> Figure:
             write(figure, 6, top + 12, "delivered", color=MUTED, size=SMALL)
         write(figure, _LEFT - 8, top + 3.5, percent(row["mean"]), color=MUTED, size=SMALL, ha="right")
         right = WIDTH - 4
-        write(figure, right, top - 1, f"{100 * gain['mean']:+.2f}", color=tint, fontweight="bold", ha="right")
-        words = f"[{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
+        write(figure, right, top - 1, signed(gain["mean"]), color=tint, fontweight="bold", ha="right")
+        words = f"[{signed(gain['low'])}, {signed(gain['high'])}]"
         write(figure, right, top + 12, words, color=MUTED, size=SMALL, ha="right")
     axes.margins(x=0.06)
     write(figure, 6, 14, f"unchanged: {percent(before['mean'])} downstream {metric(report)}", size=SMALL, color=MUTED)

@@ -25,10 +25,5 @@ def metric(report: dict[str, Any]) -> str:
     return plain(report.get("metric") or "accuracy")
 
 
-def interval(gain: dict[str, float]) -> str:
-    """In points."""
-    return f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
-
-
 def percent(value: float) -> str:
     return f"{100 * value:.1f} %"

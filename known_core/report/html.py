@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from known_core.comparison import UNCHANGED
 from known_core.figures import CSS, figures_of, render_svg
-from known_core.figures.candidates import interval, percent
+from known_core.figures.candidates import percent
 from known_core.figures.style import plain
+from known_core.points import points
 
 POLICY = "default-src 'none'; style-src '{}'; base-uri 'none'; form-action 'none'"  # Content-Security-Policy, level 3
 _ROLES = {
@@ -61,7 +62,7 @@ def _environment() -> Environment:
     )
     environment.filters["plain"] = lambda words: plain(words, 400)
     environment.filters["percent"] = percent
-    environment.filters["interval"] = interval
+    environment.filters["points"] = points
     return environment
 
 

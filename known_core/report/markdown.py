@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from known_core.points import points
+
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: the words first, then the figures."""
@@ -13,11 +15,11 @@ def render_markdown(report: dict[str, Any]) -> str:
     lines = ["# Before and after", "", report["conclusion"], "", f"## Transfer probe (downstream {metric}, %)", ""]
     lines += ["| candidate | mean | gain over unchanged, points [95%] | learning rate |", "|---|---|---|---|"]
     for name, row in report["transfer"].items():
-        lines.append(f"| {name} | {100 * row['mean']:.2f} | {_interval(row['gain'])} | {row['learning_rate']:g} |")
+        lines.append(f"| {name} | {100 * row['mean']:.2f} | {points(row['gain'])} | {row['learning_rate']:g} |")
     lines += ["", f"## D_0's own task ({metric} as predicted, %)", ""]
     lines += [f"| candidate | {metric} | difference, points [95%] | loss |", "|---|---|---|---|"]
     for name, row in report["own_task"].items():
-        lines.append(f"| {name} | {100 * row['accuracy']:.2f} | {_interval(row['difference'])} | {row['loss']:.4f} |")
+        lines.append(f"| {name} | {100 * row['accuracy']:.2f} | {points(row['difference'])} | {row['loss']:.4f} |")
     curve = " → ".join(f"{100 * value:.1f}" for value in report["forgetting_accuracy"])
     lines += ["", f"Forgetting curve ({metric} of Θ_0 and of each state of the trajectory, %): {curve}", ""]
     lines += [_hypermodel_line(report), ""]
@@ -32,9 +34,3 @@ def render_markdown(report: dict[str, Any]) -> str:
 def _hypermodel_line(report: dict[str, Any]) -> str:
     counts = ", ".join(f"{kind} {count:,}" for kind, count in report["weights_predicted"].items())
     return f"Hyper-model {report['hypermodel']['name']}; weights predicted: {counts}."
-
-
-def _interval(value: dict[str, float] | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value['mean']:+.2f} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"
