@@ -183,12 +183,28 @@ class _Attempt:
             try:
                 sealed = self._lease.read(self._repository.secret)
                 access = self._settings.hub_access(Sealer(self._settings).unseal(sealed) if sealed else None)
+                if job.republish is None:
+                    self._check_space(job)
             except KnownError as error:
                 failed = error_message(error)
                 return self._finish(failed) if job.republish is None else self._republished(job, failed)
             if job.republish is not None:
                 return self._republish(job, access, log.fileno())
             return self._finish(self._run(job, access, log.fileno()))
+
+    def _check_space(self, job: Job) -> None:
+        """Raises: KnownError ``disk_full`` where less is free than what is left of the least it is expected to take."""
+        if job.estimate is None:
+            return
+        needed = job.estimate["disk_bytes"]["low"] - folder_bytes(self._folder)
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise KnownError(
+                "disk_full",
+                f"the job is expected to take {needed:,.0f} more bytes below {self._folder}, and {free:,} are free",
+                "Free space and run it again, or make fewer candidates (nowcast.recurrences, nowcast.controls).",
+                retryable=True,
+            )
 
     def _run(self, job: Job, access: HubAccess, log: int) -> dict[str, Any] | None:
         """Fetch, train, publish; each is done at once where an earlier attempt has done it.

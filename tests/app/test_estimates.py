@@ -1,5 +1,6 @@
 """Estimates over real HTTP: of a dry run, and beside what a job really took."""
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from known_core.client import Client
 from known_core.stack import Stack
 from tests import devices
+from tests.chaos.test_disk import fill, small_disk
 from tests.conftest import SETTINGS, Inputs, ended
 
 
@@ -49,6 +51,19 @@ def test_a_dry_run_says_what_a_job_would_take_and_a_job_what_it_took(calibrated:
         assert actual["memory_bytes"] > 100 << 20
         folder = calibrated.logs.parent / "jobs" / job["id"] / "run"
         assert actual["disk_bytes"] >= sum(file.stat().st_size for file in folder.glob("artifacts/x2/*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_job_begins_only_where_the_disk_has_what_it_is_expected_to_take(calibrated: Stack, inputs: Inputs) -> None:
+    with Client(calibrated.url) as client, small_disk(calibrated.logs.parent / "jobs", 1):
+        fill(calibrated.logs.parent / "jobs", leave=100_000)
+        job = ended(client, client.enhance(inputs.request(client, calibrated.url))["id"])
+        assert job["cost"]["estimated"]["disk_bytes"]["low"] > 200_000
+        assert job["error"]["code"] == "disk_full"
+        assert "more bytes" in job["error"]["message"]
+        assert job["attempts"] == 1
+        assert job["started_at"]
+        assert not (calibrated.logs.parent / "jobs" / job["id"] / "run").exists()
 
 
 def test_without_a_calibration_there_is_a_reason_and_no_guess(stack: Stack, client: Client, inputs: Inputs) -> None:
