@@ -98,11 +98,15 @@ class Supervisor:
             _log.warning("%s is not here: only workers that share KNOWN_DATA_DIR can help one another", folder)
             return
         with about(job_id=job_id), (folder / "log.txt").open("ab", buffering=0) as log:
-            while not ready(self._settings, _POLL_S):
-                if self._stopping():
-                    return
             command = ["worker.helper", str(folder), str(turn), str(helpers)]
-            process = start(command, folder, self._settings, log.fileno())
+            try:
+                while not ready(self._settings, _POLL_S):
+                    if self._stopping():
+                        return
+                process = start(command, folder, self._settings, log.fileno())
+            except ConnectionError as error:
+                _log.warning("no help with %s: %s", job_id, error)
+                return
             try:
                 while process.poll() is None and not self._stopping():
                     if self._repository.status(job_id) is not JobStatus.RUNNING:

@@ -11,10 +11,13 @@ from typing import Any
 import psutil
 import pytest
 
+from app.jobs.repository import JobRepository
+from tests.worker.test_placement import queue_one
 from worker import processes
 from worker.forkserver import ForkServer
 from worker.processes import Process, ready, start, stop
 from worker.settings import WorkerSettings
+from worker.supervisor import Supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -102,3 +105,18 @@ def test_without_a_server_that_can_import_nothing_starts() -> None:
     with pytest.raises(ConnectionError):
         server.ready(30)
     server.close()
+
+
+def test_a_helper_that_cannot_be_started_is_said(
+    repository: JobRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(processes, "_IMPORTS", ("known_core.no_such_module",))
+    processes._close()
+    settings = WorkerSettings(data_dir=tmp_path)
+    job_id = queue_one(repository)
+    fence = repository.claim(job_id, "owner", 60, 3)
+    assert fence is not None
+    repository.mark_running(job_id, fence)
+    settings.job_folder(job_id).mkdir(parents=True)
+    Supervisor(repository, settings).help(job_id, 1, 1)
+    assert f"no help with {job_id}: the fork server has ended" in caplog.text
