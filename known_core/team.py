@@ -7,24 +7,27 @@ many there are (docs/large-models.md). DDP: each holds the whole network. FSDP2:
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+import time
+import traceback
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import torch
 
 from known_core.errors import KnownError, ProcessDied
-from known_core.processes import die_with_parent, keep_memory, kill_pool
+from known_core.processes import die_with_parent, keep_memory
 
 Sharding = Literal["ddp", "fsdp"]
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
-_POLL_S = 0.2
+_DYING_S = 2.0  # from what the others hear until it has ended
 _TIMEOUT = timedelta(minutes=30)  # of one exchange: the slowest is to wait for a rank that loads its part of a network
 
 
@@ -49,7 +52,7 @@ class Rank:
     def tell(self, *message: Any) -> None:
         """Send a message to whoever started the team; of all processes, the first one's count."""
         if self.leads:
-            _messages.put(message)
+            _channel.send(("told", message))
 
 
 @dataclass(frozen=True)
@@ -80,61 +83,95 @@ class Team:
         Raises:
             ProcessDied: where one was killed; whatever ``work`` raises.
         """
-        context = multiprocessing.get_context("spawn")
-        messages = context.SimpleQueue()
-        threads = max(1, torch.get_num_threads() // self.processes)
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ProcessPoolExecutor(self.processes, context, _start, (messages, threads)) as pool,
-        ):
-            store = Path(folder) / "rendezvous"
-            futures = [
-                pool.submit(_as_rank, self, index, store, work, arguments, named) for index in range(self.processes)
-            ]
-            processes = list((pool._processes or {}).values())
-            left = set(futures)
-            try:
-                while left:
-                    done, left = wait(left, _POLL_S, FIRST_COMPLETED)
-                    while not messages.empty():
-                        on_message(*messages.get())
-                    for future in done:
-                        future.result()
-            except Exception as error:
-                if isinstance(error, KnownError) or not _was_killed(processes):
-                    raise
-                raise ProcessDied(f"one of {self.processes} processes that trained together was killed") from error
-            finally:
-                kill_pool(pool)  # whoever waits: for one that failed, or, after one that was killed, for its lock
-            return futures[0].result()
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as ended_with_it:
+            task = (self, Path(folder) / "rendezvous", work, arguments, named)
+            channels: dict[Connection, BaseProcess] = {}
+            for index in range(self.processes):
+                channel, process = _started(index, task)
+                ended_with_it.callback(_end, process)  # whoever waits for one that failed
+                ended_with_it.callback(channel.close)
+                channels[channel] = process
+            first, *_ = channels
+            results: dict[Connection, Result] = {}
+            while len(results) < self.processes:
+                ready = connection.wait([channel for channel in channels if channel not in results])
+                for channel in cast("list[Connection]", ready):
+                    try:
+                        kind, value = channel.recv()
+                    except (EOFError, OSError):  # it ended, between two messages or within one
+                        raise self._died() from None
+                    if kind == "told":
+                        on_message(*value)
+                    elif kind == "result":
+                        results[channel] = value
+                    elif isinstance(value, KnownError) or not _was_killed(channels.values()):
+                        raise value
+                    else:
+                        raise self._died() from value
+            return results[first]
+
+    def _died(self) -> ProcessDied:
+        return ProcessDied(f"one of {self.processes} processes that trained together was killed")
 
 
-def _was_killed(processes: Sequence[BaseProcess]) -> bool:
+def _started(index: int, task: tuple[Any, ...]) -> tuple[Connection, BaseProcess]:
+    """A process that is one of a team, and where it says what it tells, and its end."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    with theirs:  # so that ours ends with the process
+        process = context.Process(target=_as_rank, args=(theirs, index, *task), name=f"rank {index}")
+        process.start()
+    return ours, process
+
+
+def _end(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+
+
+def _was_killed(processes: Collection[BaseProcess]) -> bool:
     """Whether one ended by a signal, perhaps just now: the others first hear that it has hung up."""
-    connection.wait([process.sentinel for process in processes], timeout=1)
-    return any((process.exitcode or 0) < 0 for process in processes)
+    deadline = time.monotonic() + _DYING_S
+    while not any((process.exitcode or 0) < 0 for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
-_messages: Any  # of a process of a team
-
-
-def _start(messages: Any, threads: int) -> None:
-    global _messages
-    die_with_parent()
-    keep_memory()
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set as many as there are cores
-    _messages = messages
+_channel: Connection  # of a process of a team
 
 
 def _as_rank(
-    team: Team,
+    channel: Connection,
     index: int,
+    team: Team,
     store: Path,
-    work: Callable[..., Result],
+    work: Callable[..., Any],
     arguments: tuple[Any, ...],
     named: dict[str, Any],
-) -> Result:
+) -> None:
+    """A process of a team, from its start to its end."""
+    global _channel
+    die_with_parent()
+    keep_memory()
+    _channel = channel
+    try:
+        channel.send(("result", _result(team, index, store, work, arguments, named)))
+    except Exception as error:
+        error.add_note(f"In process {index} of {team.processes}:\n{traceback.format_exc()}")
+        try:
+            channel.send(("error", error))
+        except Exception:  # it does not travel
+            channel.send(("error", RuntimeError(f"{type(error).__name__}: {error}")))
+
+
+def _result(
+    team: Team, index: int, store: Path, work: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> Any:
+    threads = max(1, torch.get_num_threads() // team.processes)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set as many as there are cores
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", index) if cuda else torch.device("cpu")
     if cuda:

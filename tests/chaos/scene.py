@@ -154,8 +154,13 @@ class Scene:
 
     def supervisors(self, job_id: str) -> list[psutil.Process]:
         """The processes that supervise a job's trainers."""
-        parents = [trainer.parent() for trainer in trainers(job_id)]
-        return [parent for parent in parents if parent is not None]
+        return [parent for server in self.fork_servers(job_id) if (parent := server.parent()) is not None]
+
+    def fork_servers(self, job_id: str) -> list[psutil.Process]:
+        """The processes that a job's trainers were forked from."""
+        parents = [parent for trainer in trainers(job_id) if (parent := trainer.parent()) is not None]
+        assert all("worker.forkserver" in parent.cmdline() for parent in parents)
+        return parents
 
     def target(self, name: str, job_id: str) -> list[psutil.Process]:
         """The processes that a fault of this name is made on."""
@@ -163,6 +168,8 @@ class Scene:
             return trainers(job_id)
         if name == "supervisor":
             return self.supervisors(job_id)
+        if name == "fork server":
+            return self.fork_servers(job_id)
         return [psutil.Process(self.stack.pids()[name])]
 
     def kill(self, name: str, job_id: str) -> None:
