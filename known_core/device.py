@@ -3,6 +3,7 @@
 ``python -m known_core.device FOLDER`` prints it as JSON.
 """
 
+import gc
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 import known_core
 from known_core.costs import KINDS, Costs, count
+from known_core.figures import render_svg
 from known_core.files import fsync_directory
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.networks import build_network, build_text_network
@@ -39,6 +41,11 @@ _REFERENCES = (  # architecture, width, side in pixels or tokens, batch sizes: o
     ("vit", 16, 28, (4, 32)), ("vit", 64, 28, (8,)), ("mixer", 16, 28, (16,)),
     ("text", 4, 16, (8, 32)), ("text", 16, 24, (8, 32)), ("text", 64, 64, (8,)),
 )  # fmt: skip
+_DRAWN = {  # of a report
+    "forgetting_accuracy": [0.9, 0.8, 0.7, 0.6, 0.5],
+    "forgetting_examples": [800, 400, 200, 100, 50],
+    "own_task": {"unchanged": {"accuracy": 0.9}, "x2": {"accuracy": 0.9}},
+}
 _SHORTEST_S = 0.02  # a timing is of so many passes as take this long; the best of three counts
 _TRIED = 3
 _clock = time.perf_counter
@@ -61,7 +68,8 @@ class Device:
         load_call, load_tensor, load_weight: of a state dict into a network. model_call, model_tensor: of transformers'.
         image, image_in, image_out: of decoding and preparing one, and a pixel of the file's and of the network's.
         text, character: of making tokens.
-        nowcast: of one prediction of a weight.
+        nowcast: of one prediction of a weight by the hyper-model that jobs take by default.
+        figure: of drawing one.
         hash_byte, write_byte, file: of files.
         start: from the start of a process until it can train.
         memory_bytes: of a process that can train; accelerator_bytes: the same on the GPU, 0 on a CPU.
@@ -93,6 +101,7 @@ class Device:
     text: float
     character: float
     nowcast: float
+    figure: float
     hash_byte: float
     write_byte: float
     file: float
@@ -144,6 +153,7 @@ def calibrate(folder: Path, started_s: float) -> Device:
         **_measure_data(),
         **_measure_files(folder),
         "nowcast": _measure_nowcast(known),
+        "figure": _best(lambda: render_svg(_DRAWN, "forgetting")),
         "start": started_s,
         "memory_bytes": memory,
         "accelerator_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if half else 0,
@@ -455,8 +465,11 @@ def main(folder: Path, *, busy: bool = False) -> Device:
 
     die_with_parent()
     keep_memory()
-    import known_core.pipeline  # noqa: F401 - what a trainer imports
+    import known_core.pipeline
+    import known_core.report.html  # noqa: F401 - what a trainer imports
 
+    gc.collect()
+    gc.freeze()  # as a trainer does
     load_hypermodel(hypermodel_path(None), default_device())
     if busy:
         torch.set_num_threads(1)

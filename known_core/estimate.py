@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from known_core.checkpoint.reader import stored_shapes
 from known_core.costs import Uncountable, training_bytes
@@ -16,15 +17,17 @@ from known_core.device import Device
 from known_core.errors import KnownError
 from known_core.evaluation import MAX_VALIDATION, PROBE_BATCH
 from known_core.forgetting import FAN_AVERAGED, Design
-from known_core.hypermodels import load_hypermodel
+from known_core.hypermodel import STATES
+from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.inputs import Sources, open_sources
-from known_core.plan import candidates_of, hypermodel_of
+from known_core.plan import candidates_of, controls_of, hypermodel_of
 from known_core.spec import JobSpec
 from known_core.tuning import probe_micro_batch
 from known_core.workload import Examples, Workload, measure_inputs
 
 LOW, HIGH = 0.65, 1.5  # of what is expected: every job measured lay between (docs/estimate.md)
 _MEMORY_LOW, _MEMORY_HIGH = 0.8, 1.35
+_FIGURES, _TRAJECTORY_FIGURES = 5, 2  # of a report
 _CACHE_BYTES = 1 << 30  # of prepared images that stay in memory
 
 
@@ -106,6 +109,18 @@ def _basis(device: Device) -> str:
     return f"{device.name}, calibrated {device.calibrated_at} with torch {device.versions['torch']}"
 
 
+def _nowcast_rate(spec: JobSpec, device: Device) -> float:
+    """Seconds of one prediction of a weight: a hyper-model takes as long as it has parameters."""
+    own, default = (
+        load_hypermodel(path, "cpu").networks["fc"] for path in (hypermodel_of(spec), hypermodel_path(None))
+    )
+    return device.nowcast * max(1.0, _count_parameters(own) / _count_parameters(default))
+
+
+def _count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 class _Trajectory:
     def __init__(self, spec: JobSpec, device: Device, sources: Sources) -> None:
         self._spec, self._device = spec, device
@@ -119,8 +134,9 @@ class _Trajectory:
         by_phase = {
             "starting": device.start,
             "downloading": self._bytes * (device.hash_byte + device.write_byte),
-            "nowcasting": self._weights * outputs * device.nowcast + written * device.write_byte,
-            "packaging": written * device.hash_byte,
+            "nowcasting": self._weights * outputs * _nowcast_rate(self._spec, device) + written * device.write_byte,
+            "charting": self._weights * (STATES + outputs) * device.load_weight,
+            "packaging": written * device.hash_byte + _TRAJECTORY_FIGURES * device.figure,
         }
         return Estimate(
             Range.around(sum(by_phase.values()), LOW, HIGH),
@@ -151,6 +167,7 @@ class _Job:
             "nowcasting": self._nowcast(),
             "calibrating": self._calibrate(),
             "evaluating_after": len(self._candidates) * self._evaluate(),
+            "charting": self._chart(),
             "packaging": self._package(),
         }
         on_gpu = self._device.type == "cuda"
@@ -267,16 +284,32 @@ class _Job:
         return 3 * self._device.file + size * self._device.write_byte
 
     def _nowcast(self) -> float:
-        outputs = len(self._candidates)
-        return outputs * (self._costs.trained * self._device.nowcast + self._write(self._work.checkpoint_bytes))
+        outputs, predicted = len(self._candidates), len(self._candidates) - len(controls_of(self._work.spec))
+        rate = _nowcast_rate(self._work.spec, self._device)
+        return predicted * self._costs.trained * rate + outputs * self._write(self._work.checkpoint_bytes)
 
     def _calibrate(self) -> float:
         written = self._write(2 * self._work.checkpoint_bytes) if self._work.batch_norm else 0.0
         return len(self._candidates) * (self._load() + self._recalibrate() + written)
 
+    def _chart(self) -> float:
+        """Weight changes and the plane: every checkpoint read; the loss over it: at each, and over a grid."""
+        device, costs, settings = self._device, self._costs, self._evaluation.landscape
+        checkpoints = STATES + len(self._candidates)
+        read = checkpoints * costs.parameters * device.load_weight
+        if not settings.points:
+            return read
+        passes = self._passes(
+            min(settings.examples, self._work.evaluation.count), self._work.evaluation_batch, training=False
+        )
+        moved = costs.trained_tensors * device.mean_tensor + 3 * costs.trained * device.mean_weight
+        point = moved + passes * (2 if self._work.batch_norm else 1)  # its statistics are estimated again
+        return read + checkpoints * (self._load() + passes) + settings.points**2 * point
+
     def _package(self) -> float:
         outputs = 1 + len(self._candidates)
-        return outputs * (self._work.checkpoint_bytes * self._device.hash_byte + 5 * self._device.file)
+        files = outputs * (self._work.checkpoint_bytes * self._device.hash_byte + 5 * self._device.file)
+        return files + _FIGURES * self._device.figure
 
     def _tensors(self) -> float:
         """What one training holds beside the process itself: weights, gradients, AdamW's two means, the average, and

@@ -18,7 +18,7 @@ TWO_CORES = Device(
     spread=0.1, training_call=0.24, step=3.9e-3, example=1.9e-5, tensor=9.6e-5, weight=4.7e-9, mean_tensor=4.7e-5,
     mean_weight=2.3e-9, load_call=5.1e-4, load_tensor=1.1e-4, load_weight=6.6e-9, model_call=9.2e-3,
     model_tensor=4.9e-4, image=3e-4, image_in=2.6e-8, image_out=1.6e-8, text=3.2e-5, character=3.8e-7,
-    nowcast=3.4e-8, hash_byte=8.1e-10,
+    nowcast=3.4e-8, figure=0.035, hash_byte=8.1e-10,
     write_byte=2.3e-9, file=2.4e-4, start=8.5, memory_bytes=1_150_484_480, accelerator_bytes=0,
 )  # fmt: skip
 

@@ -120,6 +120,7 @@ def _run(folder: Path, busy: bool) -> dict[str, Any]:
     from known_core.memory import peak_memory
     from known_core.pipeline import run
     from known_core.processes import keep_memory
+    from known_core.report.html import render_html  # noqa: F401 - as a trainer, before its first phase
 
     if busy:
         torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from known_core.costs import KINDS, Uncountable, count
 from known_core.device import Device
 from known_core.estimate import Estimate, NoEstimate, estimate
 from known_core.sample_data import ImageArrays, write_imagefolder
-from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec, NowcastSettings
+from known_core.spec import EvaluationSettings, ForgettingSettings, JobSpec, LandscapeSettings, NowcastSettings
 from tests.devices import TWO_CORES, scaled
 from tests.known_core.tasks import tiny
 
@@ -102,7 +102,7 @@ def test_an_estimate_adds_up(images: Path, vit: Path) -> None:
     assert sum(found.by_phase.values()) == pytest.approx(found.seconds.expected)
     assert list(found.by_phase) == [
         "starting", "downloading", "evaluating_before", "forgetting", "nowcasting", "calibrating", "evaluating_after",
-        "packaging",
+        "charting", "packaging",
     ]  # fmt: skip
     assert found.seconds.low < found.seconds.expected < found.seconds.high
     assert found.gpu_memory is None
@@ -129,6 +129,11 @@ def test_each_setting_costs_where_it_is_used(images: Path, vit: Path) -> None:
     alone = phases(nowcast=NowcastSettings(controls=(), recurrences=1))
     assert alone["evaluating_after"] == pytest.approx(plain["evaluating_after"] / 5)
     assert alone["forgetting"] < plain["forgetting"]
+    larger = phases(nowcast=NowcastSettings(hypermodel="known-paper"))
+    assert larger["nowcasting"] > plain["nowcasting"]
+    fine = phases(evaluation=EvaluationSettings(landscape=LandscapeSettings(points=27)))
+    without = phases(evaluation=EvaluationSettings(landscape=LandscapeSettings(points=0)))
+    assert without["charting"] < plain["charting"] < fine["charting"] / 3
 
 
 def test_a_gpu_s_memory_is_that_of_the_training(images: Path, vit: Path) -> None:
