@@ -17,6 +17,7 @@ from worker.isolation import import_path
 from worker.periodic import Periodic
 
 _log = logging.getLogger(__name__)
+FORMAT = 2  # of known_core.device.Device: another one where it has other fields, or they mean something else
 _AGAIN_S = 60.0
 _TRIES = 5
 _LONGEST_S = 300.0
@@ -70,5 +71,5 @@ class Calibrator(Periodic):
 
 def calibration_file(folder: Path, machine: Mapping[str, Any]) -> Path:
     """Where the calibration of this machine with these versions is kept."""
-    facts = {**machine, "known": known_core.__version__, "host": socket.gethostname()}
+    facts = {**machine, "known": known_core.__version__, "host": socket.gethostname(), "format": FORMAT}
     return folder / f"{sha256_bytes(canonical_json(facts))[:16]}.json"

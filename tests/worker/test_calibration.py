@@ -1,13 +1,16 @@
 """When a machine is calibrated, and how often."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from known_core.device import Device
+from known_core.files import sha256_bytes
 from tests.devices import TWO_CORES, keep
-from worker.calibration import Calibrator, calibration_file
+from worker.calibration import FORMAT, Calibrator, calibration_file
 from worker.machine import describe_machine
 
 
@@ -53,3 +56,9 @@ def test_another_machine_or_version_has_one_of_its_own(tmp_path: Path, monkeypat
     monkeypatch.setattr("known_core.__version__", "0.0.0")
     files.add(calibration_file(tmp_path, {"cores": 2, "torch": "a"}))
     assert len(files) == 5
+
+
+def test_a_format_has_these_fields() -> None:
+    """Others make it another format: what is kept of the old one would be taken for no calibration, for good."""
+    names = " ".join(sorted(field.name for field in fields(Device)))
+    assert (FORMAT, sha256_bytes(names.encode())[:8]) == (2, "ad66d696")
