@@ -50,6 +50,7 @@ class Machines:
             "KNOWN_REDIS_URL": f"redis://:not-a-secret@{HERE}:{STORE_PORT}/0",
             "KNOWN_SECRET_KEY": base64.urlsafe_b64encode(b"k" * 32).decode(),
             "KNOWN_ACCESS": "keys",
+            "KNOWN_TRAINER_PRELOAD": "false",  # a forked process hides its environment, which is looked at
             "KNOWN_RATE_LIMIT": "",
             "KNOWN_STORAGE_URL": f"s3://{BUCKET}/{PREFIX}",
             "KNOWN_STORAGE_ENDPOINT": f"http://{HERE}:{BUCKET_PORT}",
@@ -193,9 +194,11 @@ def go_through(folder: Path, inputs: Inputs) -> dict[str, Any]:
                 break
         (trainer,) = trainers(job_id)
         trainer.suspend()
+        environment = trainer.environ()
+        assert "TMPDIR" in environment
         seen["secrets of the trainer"] = [
             name
-            for name in trainer.environ()
+            for name in environment
             if name.startswith(("AWS_", "KNOWN_STORAGE", "KNOWN_REDIS", "KNOWN_SECRET"))
         ]
         seen["reaches the api"] = subprocess.run(
