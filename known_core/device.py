@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -46,7 +47,7 @@ _DRAWN = {  # of a report
     "forgetting_examples": [800, 400, 200, 100, 50],
     "own_task": {"unchanged": {"accuracy": 0.9}, "x2": {"accuracy": 0.9}},
 }
-_SHORTEST_S = 0.02  # a timing is of so many passes as take this long; the best of three counts
+_SHORTEST_S = 0.02  # a timing is of so many passes as take this long
 _TRIED = 3
 _clock = time.perf_counter
 
@@ -153,7 +154,7 @@ def calibrate(folder: Path, started_s: float) -> Device:
         **_measure_data(),
         **_measure_files(folder),
         "nowcast": _measure_nowcast(known),
-        "figure": _best(lambda: render_svg(_DRAWN, "forgetting")),
+        "figure": _typical(lambda: render_svg(_DRAWN, "forgetting")),
         "start": started_s,
         "memory_bytes": memory,
         "accelerator_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if half else 0,
@@ -161,8 +162,8 @@ def calibrate(folder: Path, started_s: float) -> Device:
     return Device(**(rates | _measure_training(device, rates)))
 
 
-def _best(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """Seconds of one call, the best of three."""
+def _typical(work: Callable[[], object], device: torch.device | None = None) -> float:
+    """Seconds of one call, the median of three: a job meets the machine as it is, not at its best."""
 
     def synchronize() -> None:
         if device is not None and device.type == "cuda":
@@ -173,14 +174,14 @@ def _best(work: Callable[[], object], device: torch.device | None = None) -> flo
     synchronize()
     once = _clock() - begun
     repeats = max(1, min(50, round(_SHORTEST_S / max(once, 1e-6))))
-    best = float("inf")
+    found = []
     for _ in range(_TRIED):
         begun = _clock()
         for _ in range(repeats):
             work()
         synchronize()
-        best = min(best, (_clock() - begun) / repeats)
-    return best
+        found.append((_clock() - begun) / repeats)
+    return statistics.median(found)
 
 
 def _reference(architecture: str, width: int, side: int) -> nn.Module:
@@ -219,9 +220,9 @@ def _measure_passes(device: torch.device, half: bool) -> list[tuple[Costs, int, 
                 network(**{name: value for name, value in batch.items() if name != "labels"})
 
             network.train()
-            training = _best(both, device)
+            training = _typical(both, device)
             network.eval()
-            found.append((costs, size, training, _best(alone, device)))
+            found.append((costs, size, training, _typical(alone, device)))
     return found
 
 
@@ -263,10 +264,10 @@ def _measure_optimizer(device: torch.device) -> dict[str, float]:
 
     many, large = parameters(60, 64), parameters(4, 1 << 20)
     averages = [RunningMean(network) for network in (many, large)]
-    tensor = _best(step_of(many), device) / 60
-    weight = max(0.0, _best(step_of(large), device) - 4 * tensor) / (4 << 20)
-    mean_tensor = _best(lambda: averages[0].update(), device) / 60
-    mean_weight = max(0.0, _best(lambda: averages[1].update(), device) - 4 * mean_tensor) / (4 << 20)
+    tensor = _typical(step_of(many), device) / 60
+    weight = max(0.0, _typical(step_of(large), device) - 4 * tensor) / (4 << 20)
+    mean_tensor = _typical(lambda: averages[0].update(), device) / 60
+    mean_weight = max(0.0, _typical(lambda: averages[1].update(), device) - 4 * mean_tensor) / (4 << 20)
     return {"tensor": tensor, "weight": weight, "mean_tensor": mean_tensor, "mean_weight": mean_weight}
 
 
@@ -298,9 +299,10 @@ def _measure_training(device: torch.device, rates: dict[str, Any]) -> dict[str, 
         passes = float(sum(amount * rates["training"][kind] for kind, amount in zip(KINDS, work, strict=True)))
         return took - examples // size * (passes + costs.trained_tensors * float(rates["tensor"]))
 
-    none = min(seconds(8, 8) for _ in range(3))
-    few = min(seconds(31 * 8, 8) for _ in range(2))
-    full = min(seconds(31 * 64, 64) for _ in range(2))
+    none, few, full = (
+        statistics.median(seconds(examples, size) for _ in range(_TRIED))
+        for examples, size in ((8, 8), (31 * 8, 8), (31 * 64, 64))
+    )
     step, example = _line([(8, max(0.0, few - none) / 30), (64, max(0.0, full - none) / 30)])
     return {"training_call": max(0.0, none - step - 8 * example), "step": step, "example": example}
 
@@ -312,7 +314,7 @@ def _measure_loading() -> dict[str, float]:
         def load() -> None:
             _reference(architecture, width, 28).load_state_dict({k: v.clone() for k, v in state.items()})
 
-        return _best(load), len(state), sum(value.numel() for value in state.values())
+        return _typical(load), len(state), sum(value.numel() for value in state.values())
 
     small, many, large = state_dict("cnn-plain", 4), state_dict("shufflenetv2", 16), state_dict("cnn-plain", 128)
     call, tensor = _line([(small[1], small[0]), (many[1], many[0])])
@@ -330,7 +332,7 @@ def _measure_loading() -> dict[str, float]:
             tensors = {name: value.clone() for name, value in state.items()}
             kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
 
-        return len(state), _best(load)
+        return len(state), _typical(load)
 
     model_call, model_tensor = _line([model(1), model(6)])
     return {
@@ -359,9 +361,9 @@ def _measure_data() -> dict[str, float]:
             (pixels.float() / 255 - 0.5).div(0.5).clone()
 
     tiny, large = encoded(16), encoded(512)
-    image = _best(lambda: prepared(tiny, 16)) / 2
-    image_in = max(0.0, _best(lambda: prepared(large, 16)) / 2 - image) / (512 * 512)
-    image_out = max(0.0, _best(lambda: prepared(tiny, 224)) / 2 - image) / (224 * 224)
+    image = _typical(lambda: prepared(tiny, 16)) / 2
+    image_in = max(0.0, _typical(lambda: prepared(large, 16)) / 2 - image) / (512 * 512)
+    image_out = max(0.0, _typical(lambda: prepared(tiny, 224)) / 2 - image) / (224 * 224)
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
     text, character = _measure_tokens(words, generator)
     return {"image": image, "image_in": image_in, "image_out": image_out, "text": text, "character": character}
@@ -388,7 +390,7 @@ def _measure_tokens(words: list[str], generator: np.random.Generator) -> tuple[f
                 for row in encoded[name]:
                     torch.tensor(row, dtype=torch.int64)
 
-        return sum(map(len, texts)) / len(texts), _best(encode) / len(texts)
+        return sum(map(len, texts)) / len(texts), _typical(encode) / len(texts)
 
     return _line([seconds(4), seconds(100)])
 
@@ -408,17 +410,17 @@ def _measure_files(folder: Path) -> dict[str, float]:
                 (Path(place) / str(index)).write_bytes(b"x")
             fsync_directory(Path(place))
 
-        large = _best(lambda: write("large", data))
+        large = _typical(lambda: write("large", data))
         return {
-            "file": _best(small) / 50,
+            "file": _typical(small) / 50,
             "write_byte": large / len(data),
-            "hash_byte": _best(lambda: hashlib.sha256(data).digest()) / len(data),
+            "hash_byte": _typical(lambda: hashlib.sha256(data).digest()) / len(data),
         }
 
 
 def _measure_nowcast(known: Any) -> float:
     states = [torch.randn(512, 512) * 0.01 for _ in range(known.states)]
-    return _best(lambda: predict_tensor(known, "fc", states, 0.5, 2), None) / states[0].numel() / 2
+    return _typical(lambda: predict_tensor(known, "fc", states, 0.5, 2), None) / states[0].numel() / 2
 
 
 def _resident() -> int:
