@@ -73,7 +73,7 @@ class Device:
         figure: of drawing one.
         hash_byte, write_byte, file: of files.
         start: from the start of a process until it can train.
-        memory_bytes: of a process that can train; accelerator_bytes: the same on the GPU, 0 on a CPU.
+        memory_bytes: of a process that has trained small networks; accelerator_bytes: the same on the GPU, 0 on a CPU.
     """
 
     name: str
@@ -135,7 +135,6 @@ def calibrate(folder: Path, started_s: float) -> Device:
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     known = load_hypermodel(hypermodel_path(None), device)
     _train(_reference("cnn-batch", 4, 8), 8, 8, device)  # the first one imports
-    memory = _resident()
     passes = _measure_passes(device, half)
     trained = _fit([(costs.work(size, training=True), both) for costs, size, both, _ in passes])
     forward = _fit([(costs.work(size, training=False), alone) for costs, size, _, alone in passes])
@@ -156,7 +155,7 @@ def calibrate(folder: Path, started_s: float) -> Device:
         "nowcast": _measure_nowcast(known),
         "figure": _typical(lambda: render_svg(_DRAWN, "forgetting")),
         "start": started_s,
-        "memory_bytes": memory,
+        "memory_bytes": _resident(),
         "accelerator_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if half else 0,
     }
     return Device(**(rates | _measure_training(device, rates)))
