@@ -197,9 +197,7 @@ def go_through(folder: Path, inputs: Inputs) -> dict[str, Any]:
         environment = trainer.environ()
         assert "TMPDIR" in environment
         seen["secrets of the trainer"] = [
-            name
-            for name in environment
-            if name.startswith(("AWS_", "KNOWN_STORAGE", "KNOWN_REDIS", "KNOWN_SECRET"))
+            name for name in environment if name.startswith(("AWS_", "KNOWN_STORAGE", "KNOWN_REDIS", "KNOWN_SECRET"))
         ]
         seen["reaches the api"] = subprocess.run(
             machines.on("first", "tests.storage.machines", "reach", machines.address(0)), cwd=ROOT, check=False,
