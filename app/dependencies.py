@@ -85,6 +85,7 @@ async def caller_of(
 
 
 async def _recognized(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+    """Whose key or session it is, not counted. Raises: as caller_of."""
     token = credentials.credentials if credentials else request.headers.get("authorization")
     in_session = token is None and request.app.state.settings.access == "keys"
     if in_session:
