@@ -107,7 +107,7 @@ def _die_with(parent: int) -> None:
 def _load() -> None:
     import known_core.estimate  # seconds of imports, done before the first request
     import known_core.fetching
-    import known_core.pipeline
+    import known_core.plan
     import known_core.publish  # noqa: F401
 
 
