@@ -84,7 +84,8 @@ class Team:
             ProcessDied: where one was killed; whatever ``work`` raises.
         """
         with tempfile.TemporaryDirectory() as folder, ExitStack() as ended_with_it:
-            task = (self, Path(folder) / "rendezvous", work, arguments, named)
+            threads = max(1, torch.get_num_threads() // self.processes)
+            task = (self, threads, Path(folder) / "rendezvous", work, arguments, named)
             channels: dict[Connection, BaseProcess] = {}
             for index in range(self.processes):
                 channel, process = _started(index, task)
@@ -146,6 +147,7 @@ def _as_rank(
     channel: Connection,
     index: int,
     team: Team,
+    threads: int,
     store: Path,
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -155,6 +157,8 @@ def _as_rank(
     global _channel
     die_with_parent()
     keep_memory()
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set as many as there are cores
     _channel = channel
     try:
         channel.send(("result", _result(team, index, store, work, arguments, named)))
@@ -169,9 +173,6 @@ def _as_rank(
 def _result(
     team: Team, index: int, store: Path, work: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> Any:
-    threads = max(1, torch.get_num_threads() // team.processes)
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set as many as there are cores
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", index) if cuda else torch.device("cpu")
     if cuda:
