@@ -37,6 +37,7 @@ format: install  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# each file in its turn: pytest-xdist would keep files of few, long tests for the end, where one process waits
 test: install  ## the default test suite, two processes
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 

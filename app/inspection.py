@@ -107,7 +107,7 @@ def _die_with(parent: int) -> None:
 def _load() -> None:
     import known_core.estimate  # seconds of imports, done before the first request
     import known_core.fetching
-    import known_core.plan
+    import known_core.inspection
     import known_core.publish  # noqa: F401
 
 
@@ -116,7 +116,7 @@ def _inspect(
 ) -> dict[str, Any]:
     from known_core.fetching import open_all, origins, resolve_refs
     from known_core.inputs import pointing_at
-    from known_core.plan import inspect
+    from known_core.inspection import inspect
     from known_core.publish import check_target
 
     hub = access.open()

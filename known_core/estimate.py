@@ -20,7 +20,7 @@ from known_core.forgetting import FAN_AVERAGED, Design
 from known_core.hypermodel import STATES
 from known_core.hypermodels import hypermodel_path, load_hypermodel
 from known_core.inputs import Sources, open_sources
-from known_core.plan import candidates_of, controls_of, hypermodel_of
+from known_core.inspection import candidates_of, controls_of, hypermodel_of
 from known_core.spec import JobSpec
 from known_core.tuning import probe_micro_batch
 from known_core.workload import Examples, Workload, measure_inputs
@@ -86,7 +86,7 @@ class NoEstimate(Exception):
 
 
 def estimate(spec: JobSpec, device: Device, sources: Sources | None = None) -> Estimate:
-    """What a job will take on a device. It is one that :func:`known_core.plan.inspect` has found in order.
+    """What a job will take on a device. It is one that :func:`known_core.inspection.inspect` has found in order.
 
     Args:
         device: calibrated (:mod:`known_core.device`); not necessarily this machine's.

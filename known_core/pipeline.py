@@ -29,11 +29,11 @@ from known_core.forgetting import Indices, nested_subsets, subset_hash
 from known_core.hypermodel import HyperModel
 from known_core.hypermodels import load_hypermodel
 from known_core.inputs import file_names, lay_out
+from known_core.inspection import TRAINED_FOR, Trajectory, candidates_of, controls_of, hypermodel_of, inspect
 from known_core.landscape import loss_surface
 from known_core.manifest import processor, write_manifest
 from known_core.memory import free_memory, halving, ran_out_of_memory
 from known_core.nowcast import help_nowcast, nowcast, plan_shards, predicted_kinds
-from known_core.plan import TRAINED_FOR, Trajectory, candidates_of, controls_of, hypermodel_of, inspect
 from known_core.plane import Plane, find_plane
 from known_core.report import build_report, describe_trajectory, render_markdown
 from known_core.report.build import delivered_of_trajectory

@@ -20,7 +20,7 @@ from known_core.fetching import fetch_inputs
 from known_core.files import canonical_json, read_json, sha256_bytes, sha256_file, sha256_tree
 from known_core.hub import Hub, HubRef
 from known_core.hypermodels import hypermodel_path, shipped_hypermodels
-from known_core.plan import hypermodel_of
+from known_core.inspection import hypermodel_of
 from known_core.spec import JobSpec, paths_of
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -44,7 +44,7 @@ def _resource_lacking(error: Exception, folder: Path) -> KnownError | None:
 
 
 def out_of_memory(said: str) -> KnownError:
-    """Args: said: what the library said of it."""
+    """The error where nothing more can be tried; ``said``: what the library said."""
     return KnownError(
         "out_of_memory", f"memory ran out, after all that could be tried with less: {said[:200]}",
         "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",

@@ -6,6 +6,7 @@ many there are (docs/large-models.md). DDP: each holds the whole network. FSDP2:
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -164,10 +165,16 @@ def _as_rank(
         channel.send(("result", _result(team, index, store, work, arguments, named)))
     except Exception as error:
         error.add_note(f"In process {index} of {team.processes}:\n{traceback.format_exc()}")
-        try:
-            channel.send(("error", error))
-        except Exception:  # it does not travel
-            channel.send(("error", RuntimeError(f"{type(error).__name__}: {error}")))
+        channel.send(("error", _as_it_travels(error)))
+
+
+def _as_it_travels(error: Exception) -> Exception:
+    """Itself, or its words where another process could not rebuild it."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - made just now
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _result(

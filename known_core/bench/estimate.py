@@ -115,12 +115,12 @@ def _run(folder: Path, busy: bool) -> dict[str, Any]:
 
     import torch
 
+    import known_core.report.html  # noqa: F401 - as a trainer, before its first phase
     from known_core.device import age_of_process
     from known_core.files import folder_bytes, read_json
     from known_core.memory import peak_memory
     from known_core.pipeline import run
     from known_core.processes import keep_memory
-    from known_core.report.html import render_html  # noqa: F401 - as a trainer, before its first phase
 
     if busy:
         torch.set_num_threads(1)

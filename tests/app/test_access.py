@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import httpx
@@ -118,28 +119,44 @@ def test_a_revoked_key_opens_nothing_after_five_seconds(guarded: Stack, key_of: 
     assert refusal(get(guarded, "/v1/jobs", token)) == (401, "key_revoked")
 
 
-def test_streams_of_a_revoked_key_end(guarded: Stack, key_of: Callable[..., str], inputs: Inputs) -> None:
+def test_streams_end_with_what_opened_them(guarded: Stack, key_of: Callable[..., str], inputs: Inputs) -> None:
+    """A key that is revoked, one that expires, and a browser's session that logs out; another's stream goes on."""
     revoked, kept = key_of("team-b"), key_of("team-b")
-    with Client(guarded.url, kept) as client:
+    with (
+        Client(guarded.url, kept) as client,
+        httpx.Client(base_url=guarded.url, headers={"Origin": guarded.url}, timeout=30) as browser,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        assert browser.post("/login", data={"key": kept}).status_code == 303
         waits = inputs.request(client, f"{guarded.url}#team-b", device="cuda")  # no worker here has a GPU
         job_id = client.enhance(waits)["id"]
+        expires = key_of("team-b", lasts_ms=5000)
+        opened = Barrier(5)
 
-        def follow(token: str) -> float:
-            begun, headers = time.monotonic(), {"Authorization": f"Bearer {token}", "Accept": "text/event-stream"}
-            address = f"{guarded.url}/v1/jobs/{job_id}/events"
-            with httpx.stream("GET", address, headers=headers, timeout=30) as answer:
+        def follow(**who: Any) -> None:
+            headers = {"Accept": "text/event-stream", **who}
+            with httpx.stream("GET", f"{guarded.url}/v1/jobs/{job_id}/events", headers=headers, timeout=30) as answer:
                 assert answer.status_code == 200
+                opened.wait(30)
                 answer.read()
-            return time.monotonic() - begun
 
-        with ThreadPoolExecutor(2) as pool:
-            cut, open_ = pool.submit(follow, revoked), pool.submit(follow, kept)
-            time.sleep(1)
+        session = {"Cookie": f"known={browser.cookies['known']}"}
+        over = [pool.submit(follow, **who) for who in (bearer(revoked), bearer(expires), session)]
+        goes_on = pool.submit(follow, **bearer(kept))
+        opened.wait(30)
+        try:
             operator(guarded, "keys", "revoke", revoked.split("_")[1])
-            assert cut.result(timeout=30) < 25
-            assert not open_.done()
-            client.cancel(job_id)
-            open_.result(timeout=30)
+            assert browser.post("/logout").status_code == 303
+            for stream in over:
+                stream.result(timeout=25)
+            assert not goes_on.done()
+        finally:
+            client.cancel(job_id)  # which ends every stream
+        goes_on.result(timeout=30)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
 def routes(stack: Stack) -> list[tuple[str, str]]:

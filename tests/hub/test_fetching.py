@@ -16,7 +16,7 @@ from known_core.errors import KnownError
 from known_core.fetching import fetch_inputs, open_all, origins, resolve_refs
 from known_core.files import read_json, sha256_tree
 from known_core.hub import Hub, HubRef
-from known_core.plan import inspect
+from known_core.inspection import inspect
 from known_core.spec import DataSettings, JobSpec
 from tests.hub.server import File, LocalHub
 from tests.hub.test_enhance import data_files, model_files

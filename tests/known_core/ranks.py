@@ -26,6 +26,18 @@ def dies(rank: Rank, pids: Path) -> None:
     torch.distributed.barrier()  # never comes to an end
 
 
+class Odd(Exception):
+    """It can be sent, and not be rebuilt."""
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"{what} {number}")
+
+
+def fails_oddly(rank: Rank, pids: Path) -> None:
+    (pids / str(rank.index)).write_text(str(os.getpid()))
+    raise Odd("number", rank.index)
+
+
 def fails(rank: Rank, pids: Path) -> None:
     (pids / str(rank.index)).write_text(str(os.getpid()))
     if not rank.leads:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from known_core import hypermodels, plan
+from known_core import hypermodels, inspection
 from known_core.checkpoint import Checkpoint
 from known_core.errors import KnownError
 from known_core.inputs import lay_out
@@ -33,7 +33,7 @@ def changed(spec: JobSpec, **changes: Any) -> JobSpec:
 
 def refused(spec: JobSpec, code: str, pointer: str) -> KnownError:
     with pytest.raises(KnownError) as caught:
-        plan.inspect(spec)
+        inspection.inspect(spec)
     assert (caught.value.code, caught.value.pointer) == (code, pointer)
     return caught.value
 
@@ -48,7 +48,7 @@ def items_of(part: Labelled) -> list[dict[str, torch.Tensor]]:
 
 
 def test_what_is_understood(tiny_spec: JobSpec) -> None:
-    summary = plan.inspect(tiny_spec)
+    summary = inspection.inspect(tiny_spec)
     assert summary["task"] == "image-classification"
     assert summary["architecture"] == "small-cnn"
     stored = load_file(str(tiny_spec.model))
@@ -83,7 +83,7 @@ def test_errors_of_the_model_point_at_it(tiny_spec: JobSpec, tmp_path: Path) -> 
         in refused(changed(tiny_spec, model=tmp_path / "head.safetensors"), "tensors_mismatch", "/model").message
     )
     with pytest.raises(KnownError) as caught:
-        plan.inspect(changed(tiny_spec, model=tmp_path / "model.pt"))
+        inspection.inspect(changed(tiny_spec, model=tmp_path / "model.pt"))
     assert caught.value.pointer == "/model"
 
 
@@ -118,7 +118,7 @@ def test_data_of_other_classes(tiny_spec: JobSpec) -> None:
     error = refused(changed(tiny_spec, dataset=tiny_spec.downstream), "labels_mismatch", "/dataset")
     assert "['5', '6', '7', '8', '9']" in error.message
     config = {**(tiny_spec.config or {}), "label_names": None}
-    plan.inspect(changed(tiny_spec, dataset=tiny_spec.downstream, config=config))  # by position, then
+    inspection.inspect(changed(tiny_spec, dataset=tiny_spec.downstream, config=config))  # by position, then
 
 
 def test_too_little_data(tiny_spec: JobSpec, tmp_path: Path, digits: ImageArrays) -> None:
@@ -128,7 +128,7 @@ def test_too_little_data(tiny_spec: JobSpec, tmp_path: Path, digits: ImageArrays
     write_imagefolder(tmp_path / "d.zip", part.take(np.arange(150)))
     error = refused(changed(tiny_spec, dataset=tmp_path / "d.zip", downstream=None), "dataset_unusable", "/dataset")
     assert "left to evaluate" in error.message
-    plan.inspect(changed(tiny_spec, dataset=tmp_path / "d.zip"))
+    inspection.inspect(changed(tiny_spec, dataset=tmp_path / "d.zip"))
 
 
 def test_select_and_hyper_model(tiny_spec: JobSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

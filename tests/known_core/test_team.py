@@ -26,7 +26,7 @@ from known_core.tasks.opened import OpenTask
 from known_core.team import Rank, Team, TeamWish, count_processes
 from known_core.training import _SHARE, _Shares
 from known_core.tuning import choose_team
-from tests.known_core.ranks import adds, dies, fails
+from tests.known_core.ranks import adds, dies, fails, fails_oddly
 from tests.known_core.tasks.tiny import save_bert, save_gpt2, texts_alone, texts_with_label
 from tests.known_core.teamwork import CPU, Blobs, Texts, blobs_network, both_ways, gpt2, train
 
@@ -115,7 +115,7 @@ def test_parts_are_the_batches_of_one_process(count: int, micro: int, processes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("work", "error"), [(dies, ProcessDied), (fails, KnownError)])
+@pytest.mark.parametrize(("work", "error"), [(dies, ProcessDied), (fails, KnownError), (fails_oddly, RuntimeError)])
 def test_the_end_of_one_is_the_end_of_all(work: Callable[..., None], error: type[Exception], tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(error):

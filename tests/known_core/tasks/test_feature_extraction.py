@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
-from known_core import pipeline, plan
+from known_core import inspection, pipeline
 from known_core.checkpoint import Checkpoint
 from known_core.checkpoint.source import FolderSource
 from known_core.errors import KnownError
@@ -148,14 +148,14 @@ def test_heads_that_are_refused(tmp_path: Path, head: dict[str, torch.Tensor], c
     save_file(head, model / "head.safetensors")
     data = tiny.texts_with_label(tmp_path / "data.parquet")
     with pytest.raises(KnownError, match=rf"\({code}\)"):
-        plan.inspect(JobSpec(model=model, dataset=data))
+        inspection.inspect(JobSpec(model=model, dataset=data))
 
 
 def test_a_damaged_head(tmp_path: Path) -> None:
     model = tiny.save_bert(tmp_path / "model", "BertModel")
     (model / "head.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(KnownError) as caught:
-        plan.inspect(JobSpec(model=model, dataset=tiny.texts_with_label(tmp_path / "data.parquet")))
+        inspection.inspect(JobSpec(model=model, dataset=tiny.texts_with_label(tmp_path / "data.parquet")))
     assert caught.value.pointer == "/model"
 
 

@@ -13,7 +13,7 @@ import torchvision
 import transformers
 from safetensors.torch import load_file
 
-from known_core import pipeline, plan
+from known_core import inspection, pipeline
 from known_core.errors import KnownError
 from known_core.files import read_json
 from known_core.manifest import verify_manifest
@@ -230,10 +230,10 @@ def test_a_task_that_is_named(tmp_path: Path) -> None:
     data = tiny.texts_with_label(tmp_path / "data.parquet")
     for task, code in (("token-classification", "unsupported_architecture"), ("chess", "task_unknown")):
         with pytest.raises(KnownError, match=rf"\({code}\)"):
-            plan.inspect(JobSpec(model=model, dataset=data, task=task))
+            inspection.inspect(JobSpec(model=model, dataset=data, task=task))
     with pytest.raises(KnownError, match=r"\(dataset_missing\)"):
-        plan.inspect(JobSpec(model=model))
-    assert plan.inspect(JobSpec(model=model, dataset=data, data=DataSettings()))["task"] == "text-classification"
+        inspection.inspect(JobSpec(model=model))
+    assert inspection.inspect(JobSpec(model=model, dataset=data, data=DataSettings()))["task"] == "text-classification"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from known_core import plan
+from known_core import inspection
 from known_core.checkpoint.source import FolderSource
 from known_core.errors import KnownError
 from known_core.models.config import read_config
@@ -137,7 +137,7 @@ def test_measure_upsamples_the_logits() -> None:
 def test_the_task_is_inferred(digits: ImageArrays, tmp_path: Path) -> None:
     model = tiny.save_segmenter(tmp_path / "model", "segformer")
     data = tiny.masked_images(digits, tmp_path / "data.parquet")
-    summary = plan.inspect(JobSpec(model=model, dataset=data))
+    summary = inspection.inspect(JobSpec(model=model, dataset=data))
     assert summary["task"] == TASK.name
     assert TASKS[TASK.name].metric == summary["metric"]
     assert summary["dataset"]["columns"] == {"image": "image.bytes", "mask": "mask.bytes"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from known_core import pipeline, plan
+from known_core import inspection, pipeline
 from known_core.checkpoint.source import FolderSource
 from known_core.errors import KnownError
 from known_core.models.config import read_config
@@ -57,7 +57,7 @@ def test_tokenizers_that_are_refused(tmp_path: Path, change: Callable[[Path], No
     change(model)
     spec = JobSpec(model=model, dataset=tiny.texts_with_label(tmp_path / "data.parquet"))
     with pytest.raises(KnownError) as caught:
-        plan.inspect(spec)
+        inspection.inspect(spec)
     assert (caught.value.code, caught.value.pointer) == (code, "/model")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from known_core import pipeline, plan
+from known_core import inspection, pipeline
 from known_core.errors import KnownError
 from known_core.files import read_json
 from known_core.hypermodels import hypermodel_path, load_hypermodel
@@ -34,7 +34,7 @@ def save_states(folder: Path, count: int = 5) -> tuple[Path, ...]:
 def test_five_states_make_candidates(tmp_path: Path) -> None:
     states = save_states(tmp_path)
     spec = JobSpec(trajectory=states, nowcast=NowcastSettings(recurrences=2, controls=("mean", "shrink", "continued")))
-    assert plan.inspect(spec) == {"task": None, "parameters": 24 + 6 + 54 + 1, "states": 5}
+    assert inspection.inspect(spec) == {"task": None, "parameters": 24 + 6 + 54 + 1, "states": 5}
     artifacts = pipeline.run(spec, tmp_path / "job", lambda event: None)
     verify_manifest(artifacts)
     assert {path.name for path in artifacts.iterdir() if path.is_dir()} == {"x2", "x4", "mean", "shrink"}
@@ -71,13 +71,13 @@ def test_the_candidate_asked_for_is_delivered(tmp_path: Path) -> None:
     assert report["selected"] == "x4"
     assert report["hypermodel"]["design"] == "fan"
     with pytest.raises(KnownError, match=r"\(candidate_unknown\)"):
-        plan.inspect(spec.model_copy(update={"evaluation": EvaluationSettings(select="swa")}))
+        inspection.inspect(spec.model_copy(update={"evaluation": EvaluationSettings(select="swa")}))
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
 def test_wrong_counts(tmp_path: Path, count: int) -> None:
     with pytest.raises(KnownError, match=rf"{count} states given \(states_count\)") as caught:
-        plan.inspect(JobSpec(trajectory=save_states(tmp_path, count)))
+        inspection.inspect(JobSpec(trajectory=save_states(tmp_path, count)))
     assert caught.value.pointer == "/trajectory"
 
 
@@ -91,7 +91,7 @@ def test_states_of_another_model(tmp_path: Path) -> None:
     ):
         save_file(change, states[3])
         with pytest.raises(KnownError, match=r"state 3 is of another model.*\(states_mismatch\)") as caught:
-            plan.inspect(JobSpec(trajectory=states))
+            inspection.inspect(JobSpec(trajectory=states))
         assert caught.value.pointer == "/trajectory/3"
 
 
@@ -103,5 +103,5 @@ def test_states_that_are_broken(tmp_path: Path) -> None:
         pipeline.run(JobSpec(trajectory=states), tmp_path / "job", lambda event: None)
     states[2].write_bytes(states[2].read_bytes()[:-1])
     with pytest.raises(KnownError, match=r"\(size_mismatch\)") as caught:
-        plan.inspect(JobSpec(trajectory=states))
+        inspection.inspect(JobSpec(trajectory=states))
     assert caught.value.pointer == "/trajectory/2"
