@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +217,10 @@ def state_of(stack: Stack) -> dict[str, Any]:
     """What a request could change: jobs, uploads, folders; an upload's record notes when it was last used."""
     root = stack.logs.parent
     jobs = HTTP.get(f"{stack.url}/v1/jobs", params={"limit": 1}).json()["first_id"]
-    files = {path: path.stat() for path in root.glob("uploads/*/*/*")}
+    files: dict[Path, os.stat_result] | None = None
+    while files is None:
+        with suppress(FileNotFoundError):  # an upload was dropped while it was looked at: look again
+            files = {path: path.stat() for path in root.glob("uploads/*/*/*")}
     uploads = {path: seen.st_mtime_ns if path.name == "content" else seen.st_size for path, seen in files.items()}
     return {"jobs": jobs, "uploads": uploads, "folders": sorted(root.glob("jobs/*"))}
 
