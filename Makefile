@@ -47,7 +47,7 @@ test-slow: $(REAL)  ## the tests that take minutes each; real pretrained weights
 load: $(LOAD)  ## 500 clients on one API process, 10,000 jobs in the store (LOAD_SECONDS=600)
 	$(BIN)/python -m tests.load --seconds $(LOAD_SECONDS)
 
-fleet: install  ## 1, 2, 4 and 8 workers: what each adds (ten minutes; a store of their own)
+fleet: install  ## 1, 2, 4 and 8 workers: what each adds (half an hour; stores of their own; cgroups)
 	$(BIN)/python -m tests.fleet
 
 chaos: install  ## every fault in every phase, for real, and the table of what came of them (half an hour; root for some)

@@ -90,7 +90,8 @@ def nowcast(
         The number of weights predicted by kind, and ``carried``.
 
     Raises:
-        KnownError: ``states_count``, ``states_mismatch``, ``nonfinite_weights``, ``source_unreadable``, ``disk_full``.
+        KnownError: ``states_count``, ``states_mismatch``, ``nonfinite_weights``, ``source_unreadable``, ``disk_full``,
+            ``worker_died`` where one of several processes was killed.
     """
     work = plan_shards(states, known, outputs, rate, max_shard_size)
     try:

@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -82,12 +83,11 @@ class ShardWork:
     def write(self, file: str, add: Add) -> None:
         """Write one shard into every output, whole or not at all; one that is there already stays.
 
-        Args:
-            add: takes the bytes of Θ_0 that were done, tile by tile.
+            Args:
+                add: takes the bytes of Θ_0 that were done, tile by tile.
 
-        Raises:
-            KnownError: ``nonfinite_weights``, ``source_unreadable``.
-            OSError: ENOSPC when the disk is full.
+            Raises:
+        X: ENOSPC when the disk is full.
         """
         if self.is_written(file):  # by a helper
             add(self.size(file))
@@ -160,6 +160,9 @@ def write_shards(work: ShardWork, files: Sequence[str], workers: int, on_bytes: 
 
     Args:
         on_bytes: takes the bytes of Θ_0 done since the start.
+
+    Raises:
+        KnownError: ``worker_died`` where a process was killed; whatever :meth:`ShardWork.write` raises.
     """
     if workers > 1 and len(files) > 1:
         _write_in_processes(work, files, workers, on_bytes)
@@ -177,20 +180,27 @@ def write_shards(work: ShardWork, files: Sequence[str], workers: int, on_bytes: 
 
 def _write_in_processes(work: ShardWork, files: Sequence[str], workers: int, on_bytes: Callable[[int], None]) -> None:
     context = multiprocessing.get_context("spawn")
-    counter, ranks = context.Value("Q", 0), context.Value("i", 0)
+    ranks = context.Value("i", 0)
+    bytes_done = context.Array("Q", workers, lock=False)  # each worker its own: one that is killed holds up nobody
     threads = max(1, torch.get_num_threads() // workers)
-    arguments = (_portable(work), threads, counter, ranks)
-    with ProcessPoolExecutor(min(workers, len(files)), context, _start_worker, arguments) as pool:
+    arguments = (_portable(work), threads, bytes_done, ranks)
+    pool = ProcessPoolExecutor(min(workers, len(files)), context, _start_worker, arguments)
+    try:
         left = {pool.submit(_write_in_worker, file) for file in files}
-        try:
-            while left:
-                done, left = wait(left, timeout=0.2)
-                on_bytes(counter.value)
-                for future in done:
-                    future.result()
-        except BaseException:
-            kill_pool(pool)  # what it has under way will be written again
-            raise
+        while left:
+            done, left = wait(left, timeout=0.2)
+            on_bytes(sum(bytes_done))
+            for future in done:
+                future.result()
+    except BrokenProcessPool as error:
+        raise KnownError(
+            "worker_died",
+            f"one of {workers} processes that write shards was killed, perhaps for its memory",
+            "Run it again: finished shards are kept. Where memory ran out, with fewer workers.",
+            retryable=True,
+        ) from error
+    finally:  # killed, also at the end: a process that died idle, with the queue's lock, would keep the others for ever
+        kill_pool(pool)  # what they have under way will be written again
 
 
 def _portable(work: ShardWork) -> ShardWork:
@@ -204,7 +214,7 @@ _add: Add  # of a worker process
 _work: ShardWork
 
 
-def _start_worker(work: ShardWork, threads: int, counter: Any, ranks: Any) -> None:
+def _start_worker(work: ShardWork, threads: int, bytes_done: Any, ranks: Any) -> None:
     global _add, _work
     die_with_parent()
     keep_memory()
@@ -217,8 +227,7 @@ def _start_worker(work: ShardWork, threads: int, counter: Any, ranks: Any) -> No
         work.known.to(device).engine = choose_engine(device, work.known.engine.name)
 
     def add(count: int) -> None:
-        with counter.get_lock():
-            counter.value += count
+        bytes_done[rank] += count
 
     _work, _add = work, add
 

@@ -1,20 +1,19 @@
 """Out of memory: a limit that makes allocations fail, and one at which the kernel kills."""
 
-import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.cgroups import cgroup
 from tests.chaos.scene import Scene, trainers
 
 Begin = Callable[..., Scene]
-CGROUPS = Path("/sys/fs/cgroup/memory")  # version 1
 
 
 @pytest.mark.chaos
@@ -37,29 +36,20 @@ def test_a_trainer_without_memory_fails_and_says_so(scene: Begin) -> None:
 
 @contextmanager
 def memory_limit(megabytes: int) -> Iterator[Path]:
-    """A cgroup whose processes the kernel kills when they take more."""
-    group = CGROUPS / f"known-chaos-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no cgroups here: {error}")
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(megabytes << 20))
-        yield group
-    finally:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with suppress(OSError):
-                group.rmdir()
-                break
-            time.sleep(0.1)
+    """A cgroup whose processes the kernel kills when they take more. Yields: the file that takes their ids."""
+    with ExitStack() as stack:
+        try:
+            members = stack.enter_context(cgroup("memory", limit_in_bytes=megabytes << 20))
+        except OSError as error:
+            pytest.skip(f"no cgroups here: {error}")
+        yield members
 
 
 @pytest.mark.chaos
 @pytest.mark.fault("the kernel kills each trainer for its memory (cgroup)", (5, 14, 21))
 def test_a_trainer_that_the_kernel_kills_for_its_memory_is_started_three_times(scene: Begin) -> None:
     running = scene(KNOWN_MAX_ATTEMPTS="3")
-    with memory_limit(20) as group:  # of its own: what it was forked with is not counted
+    with memory_limit(20) as members:  # of its own: what it was forked with is not counted
         done, moved = threading.Event(), set()
 
         def confine() -> None:
@@ -67,7 +57,7 @@ def test_a_trainer_that_the_kernel_kills_for_its_memory_is_started_three_times(s
                 for process in trainers():
                     if process.pid not in moved and str(running.folder) in " ".join(process.cmdline()):
                         with suppress(OSError, psutil.Error):
-                            (group / "cgroup.procs").write_text(str(process.pid))
+                            members.write_text(str(process.pid))
                             moved.add(process.pid)
                 time.sleep(0.01)
 

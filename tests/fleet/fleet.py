@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +19,11 @@ from app.jobs.record import Job, JobStatus, new_job_id
 from app.jobs.repository import JobRepository
 from known_core.processes import die_with_parent
 from known_core.spec import JobSpec
+from tests.cgroups import cgroup, cpu_quota
 from tests.fleet.stub import SECONDS
 
 STUB, REAL = "tests.fleet.tasks", "worker.tasks"
-_START_S = 120.0
+_START_S = 300.0  # on a part of a core
 
 
 class Fleet:
@@ -32,10 +33,15 @@ class Fleet:
         folder: of data and logs.
         url: of the store.
         environment: added to that of every worker.
+        cores: that a worker may use, with all that it starts, as if it were a machine of that size; None: any.
     """
 
-    def __init__(self, folder: Path, repository: JobRepository, url: str, environment: Mapping[str, str]) -> None:
-        self.repository, self._folder, self._url = repository, folder, url
+    def __init__(
+        self, folder: Path, repository: JobRepository, url: str, environment: Mapping[str, str],
+        cores: float | None = None,
+    ) -> None:  # fmt: skip
+        self.repository, self._folder, self._url, self._cores = repository, folder, url, cores
+        self._groups = ExitStack()
         self._environment = {
             "KNOWN_REDIS_URL": url, "KNOWN_DATA_DIR": str(folder), "KNOWN_CALIBRATE": "false", **environment
         }  # fmt: skip
@@ -50,11 +56,19 @@ class Fleet:
     ) -> None:
         for name in list(self.workers):
             self.kill(name)
+        self._groups.close()
         self._celery.close()
 
     def join(self, name: str, app: str = STUB, **environment: str) -> None:
         """Start a worker. A stub needs nothing that takes long to import."""
         preload = {"KNOWN_TRAINER_PRELOAD": str(app != STUB)}
+        group = self._groups.enter_context(cgroup("cpu", **cpu_quota(self._cores))) if self._cores else None
+
+        def begin() -> None:
+            die_with_parent()
+            if group:
+                group.write_text("0")  # whoever writes it
+
         with (self._folder / f"{name}.log").open("ab") as log:
             self.workers[name] = subprocess.Popen(
                 [sys.executable, "-m", "celery", "--app", app, "worker", "--loglevel", "INFO", "--hostname", name],
@@ -62,7 +76,7 @@ class Fleet:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=begin,
             )
 
     def leave(self, name: str) -> None:

@@ -53,15 +53,16 @@ def blobs_network() -> SmallCNN:
     return SmallCNN(2, 1, 8, width=4, norm="none")
 
 
-def train(model: nn.Module, dataset: Dataset[Any], rank: Rank | None = None, **changes: Any) -> list[float]:
-    """The loss of each step."""
+def train(
+    model: nn.Module, dataset: Dataset[Any], rank: Rank | None = None, device: torch.device = CPU, **changes: Any
+) -> list[float]:
+    """The loss of each step; on ``device`` where a process trains alone."""
     losses: list[float] = []
     settings: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "average_last": 0.5}
     settings |= {"precision": "float32"} | changes
-    device = CPU if rank is None else rank.device
     fine_tune(
-        model, dataset, seed=3, device=device, rank=rank, on_step=lambda step, total, loss: losses.append(loss),
-        **settings,
+        model, dataset, seed=3, device=rank.device if rank else device, rank=rank,
+        on_step=lambda step, total, loss: losses.append(loss), **settings,
     )  # fmt: skip
     return losses
 

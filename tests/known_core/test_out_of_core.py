@@ -1,6 +1,7 @@
 """Models larger than memory, runs that end half way, several processes, a full disk, states behind a URL."""
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,7 +15,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -294,7 +294,21 @@ def test_an_error_of_a_worker_is_the_run_s_error(tmp_path: Path, states: list[Pa
     spoil(states[2])
     with pytest.raises(KnownError, match=r"'layer.4.weight' in state-2.s.*\(nonfinite_weights\)"):
         nowcast_files(states, tmp_path / "out", workers=2)
-    assert [child.name() for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())] == []
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_is_killed_ends_the_run_which_goes_on_after(tmp_path: Path, states: list[Path]) -> None:
+    def kill(phase: str, done: int, total: int) -> None:
+        for process in multiprocessing.active_children()[:1]:
+            process.kill()
+
+    with pytest.raises(KnownError, match=r"one of 2 processes .* was killed") as error:
+        nowcast_files(states, tmp_path / "out", workers=2, on_bytes=kill)
+    assert error.value.code == "worker_died"
+    assert multiprocessing.active_children() == []
+    nowcast_files(states, tmp_path / "out", workers=2)
+    nowcast_files(states, tmp_path / "never-killed")
+    assert digests(tmp_path / "out") == digests(tmp_path / "never-killed")
 
 
 @contextmanager

@@ -236,14 +236,19 @@ def test_a_network_whose_tensors_are_not_the_checkpoint_s_is_not_spread(tmp_path
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="FSDP2 over GPUs needs two of them")
 def test_gpus_give_the_states_of_one_process(tmp_path: Path) -> None:
+    """DDP and FSDP2 with NCCL over all GPUs that there are, one of them included."""
+    gpu = torch.device("cuda", 0)
     folder = save_gpt2(tmp_path / "model", n_layer=2, **WITHOUT_DROPOUT)
-    Team(2, "ddp").run(both_ways, lambda: None, folder, tmp_path)
+    Team(torch.cuda.device_count(), "ddp").run(both_ways, lambda: None, folder, tmp_path)
+    alone, before = blobs_network(), blobs_network().state_dict()
+    train(alone, Blobs(), device=gpu, micro_batch_size=2)
+    together = torch.load(tmp_path / "ddp.pt", map_location="cpu", weights_only=True)
+    assert moved(before, alone.cpu().state_dict(), together) < TOLERANCE
     network, checkpoint = gpt2(folder)
     language = network.load(checkpoint)
     start = {name: value.clone() for name, value in language.state_dict().items()}
-    train(language, Texts())
-    network.save(language, tmp_path / "whole", checkpoint)
+    train(language, Texts(), device=gpu, micro_batch_size=2)
+    network.save(language.cpu(), tmp_path / "whole", checkpoint)
     whole, state = load_file(tmp_path / "whole/model.safetensors"), load_file(tmp_path / "state/model.safetensors")
     assert moved({name: start[name] for name in whole}, whole, state) < TOLERANCE
