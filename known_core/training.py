@@ -36,13 +36,14 @@ transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-cal
 class _FiniteTrainer(Trainer):
     """A Trainer that stops at the first loss that is not a number.
 
-    Each micro batch of a step weighs the same. Trainer's other way, by the number of labels, needs the loss to be a
-    network's sum over them, and takes every forward with ``**kwargs`` for one that knows it: Segformer's does not.
+    What a part of a batch weighs is said with it (:class:`_Shares`). Trainer's own way, by the number of labels, needs
+    the loss to be a network's sum over them, and takes every forward with ``**kwargs`` for one that knows it:
+    Segformer's does not.
     """
 
     loss_sum: float = 0.0
 
-    def __init__(self, *args: Any, shares: "_Shares | None", spread: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shares: "_Shares", spread: bool, **kwargs: Any) -> None:
         self._spread = spread
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
@@ -60,15 +61,11 @@ class _FiniteTrainer(Trainer):
         return nullcontext()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        if self._shares is None:
-            loader: DataLoader[Any] = super().get_train_dataloader()
-            return loader
         return DataLoader(self._shares, batch_size=None, pin_memory=self.args.dataloader_pin_memory)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        weight = inputs.pop(_SHARE, None)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss if weight is None else loss * weight
+        weight = inputs.pop(_SHARE)
+        return super().compute_loss(model, inputs, *args, **kwargs) * weight
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -80,7 +77,7 @@ class _FiniteTrainer(Trainer):
 
     def loss_of_all(self, loss: float) -> float:
         """The mean over the processes that train together."""
-        if self._shares is None:
+        if self._shares.rank.count == 1:
             return loss
         total = torch.tensor(loss, dtype=torch.float64, device=self.args.device)
         dist.all_reduce(total)
@@ -91,10 +88,11 @@ _SHARE = "share_of_the_batch"
 
 
 class _Shares(IterableDataset[dict[str, Any]]):
-    """What one process trains on: its part of every batch, in the order in which a single process takes them.
+    """What one process trains on: its part of every batch, in an order that does not depend on how many there are.
 
-    The mean loss of a part counts by its examples, so that what all parts of a batch add up to is the mean over the
-    batch, also over the few examples of an epoch's last one. A process that has none computes on one, for nothing.
+    A batch is cut into parts that fit into memory, and these by processes. The mean loss of a part counts by its
+    examples, so that what all parts of a batch add up to is the mean over the batch, also over the few examples of an
+    epoch's last one. A process that has none computes on one, for nothing.
 
     Args:
         dataset: items, the same in all processes.
@@ -111,7 +109,7 @@ class _Shares(IterableDataset[dict[str, Any]]):
         seed: int,
         rank: Rank,
     ) -> None:
-        self._dataset, self._collate, self._batch_size, self._rank = dataset, collate, batch_size, rank
+        self._dataset, self._collate, self._batch_size, self.rank = dataset, collate, batch_size, rank
         self._together = min(batch_size, micro * rank.count)
         self._order = SeedableRandomSampler(dataset, data_seed=seed)
 
@@ -133,10 +131,15 @@ class _Shares(IterableDataset[dict[str, Any]]):
             batch = order[begin : begin + self._batch_size]
             parts = self._parts(len(batch))
             for part in np.array_split(batch, parts):
-                own = np.array_split(part, self._rank.count)[self._rank.index].tolist()
-                items = [self._dataset[index] for index in own or batch[:1]]
+                own = np.array_split(part, self.rank.count)[self.rank.index].tolist()
+                items = self._items(own or batch[:1])
                 # Trainer divides by the parts, and the mean over the processes by their number
-                yield {**self._collate(items), _SHARE: len(own) * self._rank.count * parts / len(batch)}
+                yield {**self._collate(items), _SHARE: len(own) * self.rank.count * parts / len(batch)}
+
+    def _items(self, indices: list[int]) -> list[Any]:
+        """All at once where the data set can, as PyTorch's own loader asks for them."""
+        together = getattr(self._dataset, "__getitems__", None)
+        return together(indices) if together else [self._dataset[index] for index in indices]
 
 
 class _Watch(TrainerCallback):
@@ -252,11 +255,6 @@ def enable_checkpointing(model: nn.Module) -> bool:
     return False
 
 
-def largest_part(batch_size: int, at_most: int) -> int:
-    """The size of the largest equal parts of a batch that have at most so many examples."""
-    return max(size for size in range(1, min(batch_size, at_most) + 1) if batch_size % size == 0)
-
-
 def thinned(losses: Sequence[float], most: int = 200) -> list[tuple[int, float]]:
     """The loss of each step, as at most so many pairs of a step and the mean loss since the pair before."""
     ends = np.unique(np.linspace(0, len(losses), min(most, len(losses)) + 1).round().astype(int))
@@ -298,8 +296,8 @@ def fine_tune(
             step alone. Batch-norm statistics are then those of no single network: re-estimate them.
         collate: makes a batch of items.
         precision: of the arithmetic; None is bfloat16 on a GPU that has it, else float32.
-        micro_batch_size: examples in memory at once, at most (:func:`largest_part`); the gradients of as many as make
-            up the batch are added up.
+        micro_batch_size: examples in memory at once, at most: a batch is cut into as few parts as that needs, and
+            their gradients are added up to those of the batch's mean.
         gradient_checkpointing: recompute activations instead of keeping them.
         on_step: called after each optimiser step, with the mean loss of its batch.
         rank: where this process trains with others, all of which call this: it takes its part of every batch. Each
@@ -314,10 +312,8 @@ def fine_tune(
     """
     on_cuda = device.type == "cuda"
     precision = precision or ("bfloat16" if on_cuda and torch.cuda.is_bf16_supported() else "float32")
-    micro = largest_part(batch_size, micro_batch_size or batch_size)
-    shares = None
-    if rank is not None:
-        shares = _Shares(dataset, collate, batch_size, micro_batch_size or batch_size, seed, rank)
+    micro = micro_batch_size or batch_size
+    shares = _Shares(dataset, collate, batch_size, micro, seed, rank or Rank(0, 1, False, device))
     if gradient_checkpointing:
         enable_checkpointing(model)
     with tempfile.TemporaryDirectory() as unused:
@@ -327,7 +323,7 @@ def fine_tune(
             learning_rate=learning_rate,
             lr_scheduler_type=schedule,
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=batch_size // micro if shares is None else shares.parts,
+            gradient_accumulation_steps=shares.parts,
             weight_decay=0.0,
             optim=optimizer,
             seed=seed,

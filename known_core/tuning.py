@@ -14,7 +14,7 @@ from known_core.spec import ForgettingSettings, JobSpec
 from known_core.tasks.base import Task
 from known_core.tasks.opened import OpenTask
 from known_core.team import Team, TeamWish, count_processes
-from known_core.training import RunningMean, enable_checkpointing, largest_part
+from known_core.training import RunningMean, enable_checkpointing
 
 _ADAPTER_LEARNING_RATE = 2e-4  # LoRA's low-rank factors take larger steps (Hu et al. 2022 used 2e-4 for GPT-2)
 
@@ -74,6 +74,11 @@ def fit_to_memory(
         f"not even one example fits into the memory of {torch.cuda.get_device_name(device)}",
         "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
     )
+
+
+def largest_part(batch_size: int, at_most: int) -> int:
+    """The size of the largest equal parts of a batch that have at most so many examples."""
+    return max(size for size in range(1, min(batch_size, at_most) + 1) if batch_size % size == 0)
 
 
 def less_memory(

@@ -26,8 +26,7 @@ from known_core.models.base import Network, bounded_construction
 from known_core.models.opening import open_network
 from known_core.spec import DataSettings, JobSpec
 from known_core.tasks.base import Batch, Labelled, Task, match_labels
-from known_core.training import largest_part
-from known_core.tuning import with_defaults_of
+from known_core.tuning import largest_part, with_defaults_of
 
 _SAMPLE = 64  # rows that are looked at
 
