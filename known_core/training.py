@@ -343,8 +343,6 @@ def fine_tune(
         trainer = _FiniteTrainer(
             model=model,
             args=arguments,
-            train_dataset=dataset,
-            data_collator=collate,
             callbacks=[_Average(average_last)] if average_last else [],
             shares=shares,
             spread=rank is not None and rank.sharded,
