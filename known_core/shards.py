@@ -83,11 +83,12 @@ class ShardWork:
     def write(self, file: str, add: Add) -> None:
         """Write one shard into every output, whole or not at all; one that is there already stays.
 
-            Args:
-                add: takes the bytes of Θ_0 that were done, tile by tile.
+        Args:
+            add: takes the bytes of Θ_0 that were done, tile by tile.
 
-            Raises:
-        X: ENOSPC when the disk is full.
+        Raises:
+            KnownError: ``nonfinite_weights``, ``source_unreadable``.
+            OSError: ENOSPC when the disk is full.
         """
         if self.is_written(file):  # by a helper
             add(self.size(file))

@@ -64,7 +64,7 @@ def fit_to_memory(
     assert settings.batch_size is not None
     micro, checkpointing = settings.batch_size, bool(settings.gradient_checkpointing)
     if device.type != "cuda" or settings.micro_batch_size is not None:
-        micro = largest_part(settings.batch_size, settings.micro_batch_size or settings.batch_size)
+        micro = min(micro, settings.micro_batch_size or micro)
         return {"micro_batch_size": micro, "gradient_checkpointing": checkpointing}
     for micro, checkpointing in _trials(settings.batch_size, settings.gradient_checkpointing):
         if _fits(task, start, micro, checkpointing, settings.precision, device):
@@ -74,11 +74,6 @@ def fit_to_memory(
         f"not even one example fits into the memory of {torch.cuda.get_device_name(device)}",
         "Lower forgetting.max_length, use smaller images, or run on a larger GPU.",
     )
-
-
-def largest_part(batch_size: int, at_most: int) -> int:
-    """The size of the largest equal parts of a batch that have at most so many examples."""
-    return max(size for size in range(1, min(batch_size, at_most) + 1) if batch_size % size == 0)
 
 
 def less_memory(
@@ -93,12 +88,10 @@ def less_memory(
     Returns:
         As :func:`fit_to_memory`; None where nothing is left to try.
     """
-    batch_size, micro = settings.batch_size, settings.micro_batch_size
-    assert batch_size is not None
+    micro = settings.micro_batch_size
     assert micro is not None
     if micro > 1:
-        smaller = largest_part(batch_size, micro // 2)
-        return {"micro_batch_size": smaller, "gradient_checkpointing": settings.gradient_checkpointing}
+        return {"micro_batch_size": micro // 2, "gradient_checkpointing": settings.gradient_checkpointing}
     if settings.gradient_checkpointing or asked.gradient_checkpointing is False:
         return None
     return {"micro_batch_size": 1, "gradient_checkpointing": True} if enable_checkpointing(task.load(start)) else None
@@ -164,7 +157,7 @@ def _trials(batch_size: int, wish: bool | None) -> Iterator[tuple[int, bool]]:
     """Ever smaller parts of a batch; after an eighth of it, all again with checkpointing, unless it was decided."""
     sizes = [batch_size]
     while sizes[-1] > 1:
-        sizes.append(largest_part(batch_size, sizes[-1] // 2))
+        sizes.append(sizes[-1] // 2)
     if wish is None:
         yield from ((size, False) for size in sizes if 8 * size >= batch_size)
     yield from ((size, wish is not False) for size in sizes)

@@ -26,7 +26,7 @@ from known_core.models.base import Network, bounded_construction
 from known_core.models.opening import open_network
 from known_core.spec import DataSettings, JobSpec
 from known_core.tasks.base import Batch, Labelled, Task, match_labels
-from known_core.tuning import largest_part, with_defaults_of
+from known_core.tuning import with_defaults_of
 
 _SAMPLE = 64  # rows that are looked at
 
@@ -104,7 +104,8 @@ def measure_inputs(spec: JobSpec, sources: Sources, device: torch.device) -> Wor
     with torch.device("meta"), bounded_construction():
         skeleton = network.skeleton()
     batch_norm = has_batch_norm(skeleton)
-    size = largest_part(spec.forgetting.batch_size or 1, spec.forgetting.micro_batch_size or 1 << 30)
+    batch_size = spec.forgetting.batch_size or 1
+    size = min(batch_size, spec.forgetting.micro_batch_size or batch_size)
     named = [(source, name) for source in sources.values() for name in source.names()]
     return Workload(
         spec, network.library, count(skeleton, sample.batch_of(batch, size)),

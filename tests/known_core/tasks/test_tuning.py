@@ -80,8 +80,8 @@ class Memory:
     (Memory(3, 64), {"gradient_checkpointing": False}, (2, False)),
     (Memory(64, 20), {"gradient_checkpointing": True}, (16, True)),
     (Memory(4, 64), {"batch_size": 12}, (3, False)),
-    (Memory(4, 64), {"batch_size": 7}, (1, False)),
-    (Memory(0, 0), {"micro_batch_size": 5}, (4, False)),  # asked for: not tried
+    (Memory(4, 64), {"batch_size": 7}, (3, False)),
+    (Memory(0, 0), {"micro_batch_size": 5}, (5, False)),  # asked for: not tried
 ], ids=str)  # fmt: skip
 def test_what_fits_is_found_by_trial(
     opened: tuple[OpenTask, Checkpoint, JobSpec],
@@ -94,8 +94,6 @@ def test_what_fits_is_found_by_trial(
     settings = ForgettingSettings(**{"batch_size": 32, **asked})
     result = tuning.fit_to_memory(opened[0], opened[1], settings, GPU)
     assert (result["micro_batch_size"], result["gradient_checkpointing"]) == found
-    assert settings.batch_size is not None
-    assert settings.batch_size % result["micro_batch_size"] == 0
     assert len(set(memory.trials)) == len(memory.trials)
 
 
@@ -130,11 +128,6 @@ def test_a_trial_is_a_training_step(
 
 def _raise(error: Exception) -> Any:
     raise error
-
-
-@pytest.mark.parametrize(("batch", "at_most", "part"), [(32, 32, 32), (32, 5, 4), (12, 5, 4), (7, 6, 1), (8, 100, 8)])
-def test_parts_of_a_batch_are_equal(batch: int, at_most: int, part: int) -> None:
-    assert tuning.largest_part(batch, at_most) == part
 
 
 def cnn() -> nn.Module:
@@ -235,4 +228,4 @@ def test_settings_found_are_in_the_report(
     forgetting = ForgettingSettings(learning_rate=1e-3, batch_size=32, micro_batch_size=9)
     quick = {"forgetting": forgetting, "nowcast": NowcastSettings(recurrences=1, controls=())}
     artifacts = pipeline.run(tiny_spec.model_copy(update=quick), tmp_path / "job", lambda event: None)
-    assert '"micro_batch_size": 8' in (artifacts / "report.json").read_text()
+    assert '"micro_batch_size": 9' in (artifacts / "report.json").read_text()
